@@ -1,0 +1,267 @@
+//! What a shard is asked and what it answers. These are the values that travel through the mailboxes.
+
+use bytes::Bytes;
+
+pub use crate::format::slot::ShardId;
+
+use super::action::Action;
+
+/// A key's bytes.
+pub type Key = Bytes;
+
+/// A value's bytes.
+pub type Value = Bytes;
+
+/// Wall-clock time, handed in by the reactor once per loop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Clock {
+    /// Milliseconds since the Unix epoch: what expiries are compared with.
+    pub unix_ms: u64,
+    /// Microseconds on a clock that never steps back: what intervals are measured with.
+    pub monotonic_us: u64,
+}
+
+/// Why an operation was not done. `Display` gives the text of a Redis error reply, prefix included.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OpError {
+    /// INCR and its kin on something else.
+    #[error("ERR value is not an integer or out of range")]
+    NotAnInteger,
+    /// INCRBYFLOAT on something else.
+    #[error("ERR value is not a valid float")]
+    NotAFloat,
+    /// The sum leaves 64 bits.
+    #[error("ERR increment or decrement would overflow")]
+    Overflow,
+    /// The sum is not a number that can be stored.
+    #[error("ERR increment would produce NaN or Infinity")]
+    NotFinite,
+    /// The value is longer than this device can keep.
+    #[error(
+        "ERR value of {size} bytes is longer than the {size_max} bytes that this node keeps in one value"
+    )]
+    ValueTooLarge {
+        /// Bytes asked for.
+        size: u64,
+        /// Bytes allowed.
+        size_max: u64,
+    },
+    /// The key is longer than a record can carry.
+    #[error("ERR key of {size} bytes is longer than the {size_max} bytes that this node keeps in one key")]
+    KeyTooLarge {
+        /// Bytes asked for.
+        size: u64,
+        /// Bytes allowed.
+        size_max: u64,
+    },
+    /// No free extent is left for new data.
+    #[error("OOM device is full: delete keys, or move to a larger device; reads and deletes go on")]
+    DeviceFull,
+    /// Even the space reserved for deletes is used up.
+    #[error(
+        "OOM device is full and the space reserved for deletes is used up: move to a larger device; reads go on"
+    )]
+    ReserveExhausted,
+    /// The record does not match its checksum.
+    #[error("IOERR the stored record of this key is damaged: {detail}; run `basalt check`")]
+    Damaged {
+        /// Where and what.
+        detail: String,
+    },
+    /// The device failed a read.
+    #[error("IOERR the device failed the read: {detail}")]
+    ReadFailed {
+        /// The device's words.
+        detail: String,
+    },
+    /// The device failed a write or flush: it may or may not be there after a restart.
+    #[error("IOERR outcome unknown until restart: {detail}")]
+    OutcomeUnknown {
+        /// The device's words.
+        detail: String,
+    },
+    /// After a failed write or flush nothing more is accepted.
+    #[error("READONLY the device failed a write, so nothing more is accepted until restart: {detail}")]
+    ReadOnly {
+        /// The device's words.
+        detail: String,
+    },
+    /// The engine has as many operations as it admits.
+    #[error("BUSY too many operations in flight, try again")]
+    Busy,
+    /// The node is stopping.
+    #[error("LOADING the node is shutting down")]
+    Stopping,
+}
+
+/// The typed result of one command; the network layer gives it its RESP form.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Reply {
+    /// `+OK`
+    Ok,
+    /// Null.
+    Nil,
+    /// An integer.
+    Int(i64),
+    /// A bulk string.
+    Bulk(Bytes),
+    /// A simple string.
+    Simple(&'static str),
+    /// An array.
+    Array(Vec<Reply>),
+    /// An error.
+    Error(OpError),
+}
+
+/// What a watch saw: the key's version then. Versions only move forward, per shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WatchedKey {
+    /// The key.
+    pub key: Key,
+    /// Its version when it was watched.
+    pub version: u64,
+}
+
+/// One operation on one shard.
+#[derive(Debug)]
+pub enum ShardOp {
+    /// One action on one key, ordered by arrival with every other operation on it. Answer: `Reply`.
+    Key {
+        /// The key.
+        key: Key,
+        /// What to do.
+        action: Action,
+    },
+    /// Starts watching a key. Answer: `Watching`.
+    Watch {
+        /// The key.
+        key: Key,
+    },
+    /// Ends one watch of each key. Answer: `Done`.
+    Unwatch {
+        /// The keys, once per watch.
+        keys: Vec<Key>,
+    },
+    /// Holds keys for a batch, in the order given (the caller sorts them), and reads them. Answer: `Locked`.
+    Lock {
+        /// The keys, sorted, each once.
+        keys: Vec<Key>,
+        /// Versions that must still hold.
+        watched: Vec<WatchedKey>,
+        /// Whether values are needed, or only existence and expiry.
+        values: bool,
+    },
+    /// Logs a batch's effects on held keys. Answer: `Done` when durable (by the mode), or `Failed`.
+    Prepare {
+        /// The hold that `Locked` named.
+        hold: HoldId,
+        /// The batch.
+        batch: BatchId,
+        /// The shard that logs the commit record. When it is this shard and the only one, the commit record
+        /// follows at once.
+        coordinator: ShardId,
+        /// Shards that take part.
+        participant_count: u16,
+        /// What to log.
+        effects: Vec<(Key, KeyEffect)>,
+    },
+    /// Logs the commit record of a batch. Answer: `Done` when durable, or `Failed`.
+    Commit {
+        /// The batch.
+        batch: BatchId,
+        /// Shards that took part.
+        participant_count: u16,
+    },
+    /// Ends a hold: prepared effects become visible when `commit`, else they never happened. Answer: `Done`.
+    Release {
+        /// The hold that `Locked` named.
+        hold: HoldId,
+        /// The outcome.
+        commit: bool,
+    },
+    /// Keys in hash order from a cursor. Answer: `Scanned`.
+    Scan {
+        /// Where to go on; 0 starts.
+        cursor: u64,
+        /// About how many keys to visit.
+        count: usize,
+    },
+    /// Counts keys. Answer: `Count`.
+    Count,
+    /// Drops every key of the shard, as a logged record. Answer: `Done` when durable.
+    Clear,
+    /// Makes everything logged so far durable, whatever the mode. Answer: `Done`.
+    Sync,
+}
+
+/// Names a hold on one shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct HoldId(pub u64);
+
+/// A batch's global id: never reused, since `boot` grows with every start of the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BatchId {
+    /// The start of the node that made it.
+    pub boot: u64,
+    /// Unique within that start: the coordinator's reactor in the upper 16 bits, a counter below.
+    pub number: u64,
+}
+
+/// What a batch does to one key.
+#[derive(Debug, Clone, PartialEq)]
+pub enum KeyEffect {
+    /// Stores a value.
+    Put {
+        /// The value.
+        value: Value,
+        /// Milliseconds since the Unix epoch, 0 for none.
+        expires_at_ms: u64,
+    },
+    /// Deletes the key.
+    Delete,
+}
+
+/// A key's state as a batch found it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Current {
+    /// Milliseconds since the Unix epoch, 0 for none.
+    pub expires_at_ms: u64,
+    /// Bytes of the value.
+    pub size: u64,
+    /// The value, when it was asked for.
+    pub value: Option<Value>,
+}
+
+/// What a shard answers.
+#[derive(Debug)]
+pub enum Answer {
+    /// The result of `Key`.
+    Reply(Reply),
+    /// The version that a watch saw.
+    Watching {
+        /// To be handed to `Lock`.
+        version: u64,
+    },
+    /// Keys are held.
+    Locked {
+        /// To be handed to `Prepare` and `Release`.
+        hold: HoldId,
+        /// The states, in the order of the keys.
+        current: Vec<Result<Option<Current>, OpError>>,
+        /// Whether a watched key changed.
+        dirty: bool,
+    },
+    /// A step is done.
+    Done,
+    /// A step failed.
+    Failed(OpError),
+    /// Keys from a scan.
+    Scanned {
+        /// Where to go on within this shard; 0 when it is at its end.
+        cursor: u64,
+        /// Live keys.
+        keys: Vec<Key>,
+    },
+    /// How many keys there are.
+    Count(u64),
+}

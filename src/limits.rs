@@ -1,0 +1,69 @@
+//! Every bound of the program in one place, each with its reason.
+
+/// Slots that keys hash to, as in Redis Cluster, so that clients' own slot arithmetic holds.
+pub const SLOT_COUNT: u16 = 16_384;
+
+/// Shards of a device formatted without another wish. More shards than cores, so that the core count can
+/// change without reformatting.
+pub const SHARD_COUNT_DEFAULT: u16 = 16;
+
+/// The most shards that a device may be formatted with: 256 open extents are already 16 GiB at the default size.
+pub const SHARD_COUNT_MAX: u16 = 256;
+
+/// The most reactors in one node.
+pub const REACTOR_COUNT_MAX: usize = 64;
+
+/// The longest key, in bytes. Redis allows 512 MiB, but a key lives in the index; 64 KiB - 1 is what fits two bytes.
+pub const KEY_SIZE_MAX: usize = 65_535;
+
+/// The longest value, in bytes. A value is one record in one extent until chunked values exist.
+pub const VALUE_SIZE_MAX: usize = 16 << 20;
+
+/// The default extent, in bytes.
+pub const EXTENT_SIZE_MAX: u64 = 64 << 20;
+
+/// The smallest extent, in bytes: on devices so small that fewer than `EXTENTS_PER_SHARD` larger ones would fit a shard.
+pub const EXTENT_SIZE_MIN: u64 = 1 << 20;
+
+/// Extents are halved until every shard could hold this many.
+pub const EXTENTS_PER_SHARD: u64 = 8;
+
+/// Bytes at each end of a device that stay outside the log: the partition table lives there.
+pub const DEVICE_MARGIN_SIZE: u64 = 1 << 20;
+
+/// One frame (what one log write carries) closes at this many bytes, unless a single record is larger.
+pub const FRAME_SIZE_TARGET: usize = 512 << 10;
+
+/// Entries of one ring of a mailbox. Full is back-pressure, so this bounds what one reactor can owe another.
+pub const MAILBOX_RING_CAPACITY: usize = 1_024;
+
+/// Replies that one connection may have outstanding; reading from it stops at this many.
+pub const REPLY_SLOTS_MAX: usize = 1_024;
+
+/// Bytes of unsent replies at which a connection is no longer read from.
+pub const REPLY_BUFFER_SIZE_MAX: usize = 1 << 20;
+
+/// Connections that one reactor serves.
+pub const CONNECTION_COUNT_MAX: usize = 10_000;
+
+/// Commands that one MULTI may queue.
+pub const MULTI_COMMAND_COUNT_MAX: usize = 65_536;
+
+/// Arguments of one command, as Redis bounds them.
+pub const ARGUMENT_COUNT_MAX: usize = 1 << 20;
+
+/// Operations that one engine has admitted and not yet answered.
+pub const ENGINE_OPERATIONS_MAX: usize = 65_536;
+
+/// Commands of one device queue that may be in flight.
+pub const DEVICE_DEPTH: usize = 256;
+
+/// Bytes of DMA buffers that one device queue hands out, beyond which taking one fails and the caller waits.
+pub const DMA_SIZE_MAX: usize = 256 << 20;
+
+const _: () = assert!(SLOT_COUNT.is_power_of_two());
+const _: () = assert!(MAILBOX_RING_CAPACITY.is_power_of_two());
+const _: () = assert!(EXTENT_SIZE_MIN.is_power_of_two() && EXTENT_SIZE_MAX.is_power_of_two());
+const _: () = assert!(SHARD_COUNT_DEFAULT <= SHARD_COUNT_MAX);
+// A frame at its target must fit the smallest extent beside its header block.
+const _: () = assert!((FRAME_SIZE_TARGET as u64) < EXTENT_SIZE_MIN);

@@ -1,0 +1,5 @@
+//! The `basalt` program.
+
+fn main() -> std::process::ExitCode {
+    std::process::ExitCode::SUCCESS
+}
