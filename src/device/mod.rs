@@ -12,6 +12,7 @@
 //! - A completed write is durable only after a later flush completed, unless the geometry says that there is no
 //!   volatile cache or the write was FUA on a device that honours it.
 
+pub mod blocking;
 pub mod buffer;
 
 use std::os::fd::BorrowedFd;

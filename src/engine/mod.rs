@@ -1,8 +1,270 @@
 //! The engine: shards, each an index and a log on the device, driven by the reactor that owns them.
 //!
+//! Operations come in through [`Engine::submit`] and go out as answers from [`Engine::poll`]. An operation that has to
+//! wait (for a key, for a read, for room in the log) is kept in a slab and resumed by what it waits for; most never are.
+//!
 //! Invariants:
 //! - Nothing here names sockets, threads, clocks, randomness or SPDK: time and seeds come in as arguments.
 //! - An operation is answered once, and a write only when its durability mode allows it.
+//! - In mode `always` an answer leaves only when every frame that it rests on is durable, reads included: nobody sees
+//!   what a crash could take back.
+//! - After a failed write or flush nothing more is accepted or acknowledged until a restart, and the keys concerned
+//!   answer that their outcome is unknown.
 
 pub mod action;
+pub mod allocator;
+pub mod batch;
+pub mod check;
+mod commit;
+pub mod device_format;
+pub mod durability;
+pub mod index;
+mod io_queue;
+mod log;
 pub mod op;
+mod operations;
+mod reads;
+pub mod recovery;
+mod shard;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use slab::Slab;
+
+use crate::device::Device;
+use crate::format::record::RECORD_OVERHEAD_MAX;
+use crate::format::superblock::Superblock;
+use crate::limits::{ENGINE_OPERATIONS_MAX, KEY_SIZE_MAX, VALUE_SIZE_MAX};
+
+use allocator::Allocator;
+use commit::Committer;
+use durability::Durability;
+use io_queue::{Finished, IoQueue};
+use op::{Answer, Clock, OpError, ShardId, ShardOp};
+use operations::{BatchHold, Operation};
+use reads::ReadJob;
+use shard::Shard;
+pub use shard::ShardState;
+
+/// The longest value that a device so formatted keeps, in bytes.
+pub fn value_size_max(superblock: &Superblock) -> u64 {
+    let record = log::ShardLog::record_size_max(superblock);
+    (record - (RECORD_OVERHEAD_MAX + KEY_SIZE_MAX) as u64).min(VALUE_SIZE_MAX as u64)
+}
+
+/// Figures of one engine, each counted where it happens.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct EngineStats {
+    /// Keys in its shards.
+    pub keys: u64,
+    /// Bytes of the newest record of each key.
+    pub live_bytes: u64,
+    /// Bytes written to the device, padding and headers included.
+    pub bytes_written: u64,
+    /// Bytes read from the device.
+    pub bytes_read: u64,
+    /// Bytes of keys and values that writes brought.
+    pub user_bytes: u64,
+    /// Flushes sent to the device.
+    pub flushes: u64,
+    /// Groups committed.
+    pub groups: u64,
+    /// Records appended.
+    pub records: u64,
+    /// Reads that found a damaged record.
+    pub damaged_reads: u64,
+}
+
+/// The shards of one reactor on one queue pair.
+pub struct Engine<D> {
+    superblock: Arc<Superblock>,
+    allocator: Arc<Allocator>,
+    queue: IoQueue<D>,
+    shards: Vec<Shard>,
+    /// From a shard's number on the device to its place in `shards`.
+    shard_at: Vec<Option<usize>>,
+    operations: Slab<Operation>,
+    batch_holds: Slab<BatchHold>,
+    reads: Slab<ReadJob>,
+    committer: Committer,
+    value_size_max: u64,
+    answers: Vec<(u64, Answer)>,
+    finished: Vec<Finished>,
+    stopping: bool,
+    stats: EngineStats,
+}
+
+impl<D: Device> Engine<D> {
+    /// An engine over shards that recovery found.
+    pub fn new(
+        superblock: Arc<Superblock>,
+        allocator: Arc<Allocator>,
+        device: D,
+        states: Vec<ShardState>,
+        durability: Durability,
+    ) -> Engine<D> {
+        let mut shard_at = vec![None; usize::from(superblock.shard_count)];
+        let mut shards = Vec::with_capacity(states.len());
+        for state in states {
+            shard_at[usize::from(state.id.0)] = Some(shards.len());
+            shards.push(Shard::new(state, Arc::clone(&superblock)));
+        }
+        Engine {
+            value_size_max: value_size_max(&superblock),
+            superblock,
+            allocator,
+            queue: IoQueue::new(device),
+            shards,
+            shard_at,
+            operations: Slab::new(),
+            batch_holds: Slab::new(),
+            reads: Slab::new(),
+            committer: Committer::new(durability),
+            answers: Vec::new(),
+            finished: Vec::new(),
+            stopping: false,
+            stats: EngineStats::default(),
+        }
+    }
+
+    /// Makes what recovery found durable and voids what follows it, before anything is served. Waits for the device.
+    ///
+    /// What recovery read may sit in a volatile cache (after a kill there was no power cut), so it is flushed before any
+    /// answer can rest on it; and a frame of this start is put behind the last one of each shard that did not stop
+    /// cleanly, so that no leftover of a torn write can ever be taken for its successor.
+    pub fn settle(&mut self, clock: Clock) -> Result<(), OpError> {
+        for shard in self.shards.iter_mut().filter(|shard| !shard.clean) {
+            shard.log.mark_start();
+        }
+        self.committer.force_flush();
+        self.drain(clock)
+    }
+
+    /// Stops admitting operations, finishes what is there and marks every shard as cleanly stopped. Waits for the device.
+    /// Answers that come up meanwhile go to `out`.
+    pub fn stop(&mut self, clock: Clock, out: &mut Vec<(u64, Answer)>) -> Result<(), OpError> {
+        self.stopping = true;
+        self.committer.force_flush();
+        let drained = self.drain(clock);
+        out.append(&mut self.answers);
+        drained?;
+        // Only now is everything before it known to be durable, which is what the mark says.
+        for shard in self.shards.iter_mut().filter(|shard| !shard.clean || shard.log.last_frame() > shard.durable_frame) {
+            shard.log.mark_clean_stop();
+        }
+        self.committer.force_flush();
+        self.drain(clock)
+    }
+
+    fn drain(&mut self, clock: Clock) -> Result<(), OpError> {
+        loop {
+            let progress = self.step(clock);
+            if let Some(error) = self.committer.poisoned() {
+                return Err(error);
+            }
+            let idle = self.queue.is_idle() && !self.committer.has_work(&self.shards) && self.reads.is_empty();
+            if idle && self.shards.iter().all(|shard| shard.stalled.is_empty()) {
+                return Ok(());
+            }
+            if !progress {
+                std::hint::spin_loop();
+            }
+        }
+    }
+
+    /// What the device is.
+    pub fn device(&self) -> &D {
+        self.queue.device()
+    }
+
+    /// The longest value that is accepted, in bytes.
+    pub fn value_size_max(&self) -> u64 {
+        self.value_size_max
+    }
+
+    /// Changes the durability mode. What was appended before is committed under the new one.
+    pub fn set_durability(&mut self, durability: Durability) {
+        self.committer.set_durability(durability);
+    }
+
+    /// Figures as of now.
+    pub fn stats(&self) -> EngineStats {
+        EngineStats {
+            keys: self.shards.iter().map(Shard::live).sum(),
+            live_bytes: self.shards.iter().map(Shard::live_bytes).sum(),
+            bytes_written: self.queue.bytes_written,
+            bytes_read: self.queue.bytes_read,
+            flushes: self.queue.flush_count,
+            groups: self.committer.group_count(),
+            ..self.stats
+        }
+    }
+
+    /// Whether operations are under way.
+    pub fn is_busy(&self) -> bool {
+        !self.operations.is_empty() || !self.queue.is_idle() || self.committer.is_in_group()
+    }
+
+    /// Microseconds on the monotonic clock when `poll` has something to do although nothing comes in.
+    pub fn deadline_us(&self, clock: Clock) -> Option<u64> {
+        let commit = self.committer.deadline_us(&self.shards);
+        let expiry = self.shards.iter().filter_map(Shard::next_expiry_ms).min();
+        let expiry = expiry.map(|at| clock.monotonic_us + at.saturating_sub(clock.unix_ms).max(1) * 1_000);
+        commit.into_iter().chain(expiry).min()
+    }
+
+    /// Takes an operation. Its answer comes from `poll`, with `token`, once. Refused operations come back.
+    pub fn submit(&mut self, shard: ShardId, token: u64, op: ShardOp, clock: Clock) -> Result<(), ShardOp> {
+        if self.operations.len() >= ENGINE_OPERATIONS_MAX {
+            return Err(op);
+        }
+        let Some(at) = self.shard_at.get(usize::from(shard.0)).copied().flatten() else {
+            // Only a caller's bug routes here; answering keeps the connection alive and says so.
+            self.answers.push((token, Answer::Failed(OpError::Busy)));
+            return Ok(());
+        };
+        if self.stopping {
+            let answer = match op {
+                ShardOp::Key { .. } => Answer::Reply(op::Reply::Error(OpError::Stopping)),
+                _ => Answer::Failed(OpError::Stopping),
+            };
+            self.answers.push((token, answer));
+            return Ok(());
+        }
+        self.admit(at, token, op, clock);
+        Ok(())
+    }
+
+    /// Advances everything and moves answers to `out`. True when anything happened.
+    pub fn poll(&mut self, clock: Clock, out: &mut Vec<(u64, Answer)>) -> bool {
+        let progress = self.step(clock) || !self.answers.is_empty();
+        out.append(&mut self.answers);
+        progress
+    }
+
+    /// One pass: completions, waiting operations, the next group, the doorbell.
+    fn step(&mut self, clock: Clock) -> bool {
+        let mut finished = std::mem::take(&mut self.finished);
+        self.queue.poll(&mut finished);
+        let progress = !finished.is_empty();
+        for one in finished.drain(..) {
+            match one.purpose {
+                io_queue::Purpose::Read { job, at } => self.on_read_piece(job, at, one.buf, one.status, clock),
+                io_queue::Purpose::Write => self.on_group_write(one.status, clock),
+                io_queue::Purpose::Flush => self.on_group_flush(one.status, clock),
+            }
+        }
+        self.finished = finished;
+        for at in 0..self.shards.len() {
+            self.open_gate(at, clock);
+            // A bound keeps a mass expiry from holding the loop; the rest is due at once and comes next time.
+            self.shards[at].reap_expired(clock.unix_ms, 64);
+        }
+        let started = self.start_group(clock);
+        self.queue.submit();
+        progress || started
+    }
+}

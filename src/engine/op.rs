@@ -172,12 +172,12 @@ pub enum ShardOp {
         /// Shards that took part.
         participant_count: u16,
     },
-    /// Ends a hold: prepared effects become visible when `commit`, else they never happened. Answer: `Done`.
+    /// Ends a hold: prepared effects become visible, or never happened, by the outcome. Answer: `Done`.
     Release {
         /// The hold that `Locked` named.
         hold: HoldId,
         /// The outcome.
-        commit: bool,
+        outcome: BatchOutcome,
     },
     /// Keys in hash order from a cursor. Answer: `Scanned`.
     Scan {
@@ -197,6 +197,17 @@ pub enum ShardOp {
 /// Names a hold on one shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct HoldId(pub u64);
+
+/// How a batch ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BatchOutcome {
+    /// Its commit record is durable (by the mode).
+    Committed,
+    /// No commit record was logged.
+    Aborted,
+    /// The commit record may or may not be on the device: only a restart tells.
+    Unknown,
+}
 
 /// A batch's global id: never reused, since `boot` grows with every start of the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -4,7 +4,7 @@
 //! Invariants: a command is all or nothing, also when it names a key twice; an error in one command undoes none of the
 //! others (as in EXEC); every key has at most one effect, the one that leads from its first state to its last.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use super::{Action, Command, Fold, Need, is_expired};
 use crate::engine::op::{Current, Key, KeyEffect, OpError, Reply};
@@ -30,20 +30,20 @@ pub fn needs_values(commands: &[Command]) -> bool {
 /// their first change. `states` holds every key of the batch and is left as the batch leaves it.
 pub fn run_commands(
     commands: Vec<Command>,
-    states: &mut HashMap<Key, KeyState>,
+    states: &mut BTreeMap<Key, KeyState>,
     now_ms: u64,
     size_max: u64,
 ) -> (Vec<Reply>, Vec<(Key, KeyEffect)>) {
-    let mut run = Run { states, first: HashMap::new(), order: Vec::new(), now_ms, size_max };
+    let mut run = Run { states, first: BTreeMap::new(), order: Vec::new(), now_ms, size_max };
     let replies = commands.into_iter().map(|command| run.command(command)).collect();
     let effects = run.effects();
     (replies, effects)
 }
 
 struct Run<'a> {
-    states: &'a mut HashMap<Key, KeyState>,
+    states: &'a mut BTreeMap<Key, KeyState>,
     /// Whether a changed key was there before the batch; a key that could not be read counts as there.
-    first: HashMap<Key, bool>,
+    first: BTreeMap<Key, bool>,
     order: Vec<Key>,
     now_ms: u64,
     size_max: u64,

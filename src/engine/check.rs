@@ -1,0 +1,118 @@
+//! Checking a device: everything is read, every checksum and every cross-reference verified, nothing written.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::device_format::{OpenError, read_superblock};
+use super::op::{BatchId, ShardId};
+use super::recovery::{self, Damage, ScannedShard, TornTail};
+use crate::device::Device;
+use crate::format::layout::SUPERBLOCK_COPIES;
+
+/// What a check found.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Report {
+    /// The device's identity.
+    pub uuid: String,
+    /// Starts of the node on it.
+    pub boot: u64,
+    /// Shards.
+    pub shard_count: u16,
+    /// Bytes that it was formatted with.
+    pub device_size: u64,
+    /// Bytes of one extent.
+    pub extent_size: u64,
+    /// Extents on it.
+    pub extent_count: u32,
+    /// Extents that hold data.
+    pub extents_used: u32,
+    /// Keys, expired ones that are still stored included.
+    pub keys: u64,
+    /// Frames read.
+    pub frames: u64,
+    /// Records read.
+    pub records: u64,
+    /// Bytes of frames, padding included.
+    pub log_bytes: u64,
+    /// Superblock copies that are not as the others, with what is wrong with each.
+    pub bad_superblock_copies: Vec<String>,
+    /// What was acknowledged and can't be read back.
+    pub damage: Vec<Damage>,
+    /// Tails that were in flight when the node died: normal after a crash, and no damage.
+    pub torn_tails: Vec<TornTail>,
+}
+
+impl Report {
+    /// Whether nothing is wrong.
+    pub fn is_clean(&self) -> bool {
+        self.damage.is_empty() && self.bad_superblock_copies.is_empty()
+    }
+}
+
+/// Reads and verifies everything. `progress` is told bytes done and bytes to do.
+pub fn check<D: Device>(device: &mut D, progress: &mut dyn FnMut(u64, u64)) -> Result<Report, OpenError> {
+    let quorum = read_superblock(device)?;
+    let superblock = Arc::new(quorum.superblock);
+    let survey = recovery::survey(device, &superblock)?;
+    let total = survey.extent_count() as u64 * superblock.layout.extent_size;
+    let mut done = 0;
+    let mut shards = Vec::new();
+    for shard in (0..superblock.shard_count).map(ShardId) {
+        let scanned = recovery::scan_shard(device, &superblock, shard, survey.chain(shard), &mut |bytes| {
+            done += bytes;
+            progress(done, total);
+        })?;
+        shards.push(scanned);
+    }
+    let mut damage = survey.damage.clone();
+    damage.extend(shards.iter().flat_map(|shard| shard.damage.iter().cloned()));
+    damage.extend(missing_parts(&shards));
+    let committed = recovery::committed_batches(&shards);
+    let mut report = Report {
+        uuid: uuid::Uuid::from_bytes(superblock.uuid).to_string(),
+        boot: superblock.boot,
+        shard_count: superblock.shard_count,
+        device_size: superblock.layout.device_size,
+        extent_size: superblock.layout.extent_size,
+        extent_count: superblock.layout.extent_count,
+        extents_used: shards.iter().map(|shard| shard.used_extents.len() as u32).sum(),
+        keys: 0,
+        frames: shards.iter().map(|shard| shard.frame_count).sum(),
+        records: shards.iter().map(|shard| shard.record_count).sum(),
+        log_bytes: shards.iter().map(|shard| shard.log_bytes).sum(),
+        bad_superblock_copies: quorum
+            .bad
+            .iter()
+            .map(|(copy, what)| format!("copy {copy} of {SUPERBLOCK_COPIES}: {what}"))
+            .collect(),
+        torn_tails: shards.iter().filter_map(|shard| shard.torn.clone()).collect(),
+        damage,
+    };
+    report.keys = shards.into_iter().map(|shard| shard.resolve(&committed, &superblock).key_count()).sum();
+    Ok(report)
+}
+
+/// A committed batch has parts in as many shards as its commit record says, unless a FLUSHALL made them void.
+fn missing_parts(shards: &[ScannedShard]) -> Vec<Damage> {
+    let mut seen: BTreeMap<BatchId, u16> = BTreeMap::new();
+    for batch in shards.iter().flat_map(|shard| &shard.batches_seen) {
+        *seen.entry(*batch).or_default() += 1;
+    }
+    let commits = shards.iter().flat_map(|shard| shard.commits.iter().map(move |commit| (shard.id(), commit)));
+    commits
+        .filter(|(_, (batch, participants))| seen.get(batch).copied().unwrap_or(0) < *participants)
+        .map(|(shard, (batch, participants))| Damage {
+            shard: Some(shard.0),
+            extent: 0,
+            offset: 0,
+            size: 0,
+            key: None,
+            what: format!(
+                "batch {}.{} was committed by {participants} shards, parts are in {}",
+                batch.boot,
+                batch.number,
+                seen.get(batch).copied().unwrap_or(0)
+            ),
+        })
+        .collect()
+}

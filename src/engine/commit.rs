@@ -1,0 +1,264 @@
+//! Group commit: what was appended while the last group was in flight shares the next one.
+//!
+//! A group takes the open frame of every shard, writes them, flushes when the mode asks for it, and then the frames are
+//! durable. One group is in flight at a time: while it is, frames fill.
+//!
+//! Invariants:
+//! - The flush is submitted after every write of the group has completed: it covers just those.
+//! - A failed write or flush is never retried: everything since the last good flush is unknown from then on.
+
+use super::durability::{Durability, WRITE_DELAY_MS};
+use super::log::SealedFrame;
+use super::op::{Answer, Clock, OpError, Reply};
+use super::shard::Shard;
+use super::Engine;
+use crate::device::{Device, IoError};
+use crate::limits::FRAME_SIZE_TARGET;
+
+struct GroupFrame {
+    shard: usize,
+    frame: u64,
+    entries: Vec<(super::op::Key, u64)>,
+}
+
+struct Group {
+    frames: Vec<GroupFrame>,
+    writes_left: usize,
+    flush: bool,
+    flushing: bool,
+}
+
+/// When groups start and what state the one in flight is in.
+pub(super) struct Committer {
+    durability: Durability,
+    group: Option<Group>,
+    group_count: u64,
+    /// Flush with the next group, whatever the mode.
+    flush_wanted: bool,
+    /// When the oldest byte that waits for its group or flush was appended.
+    dirty_since_us: Option<u64>,
+    /// Written to the device since the last flush.
+    unflushed_size: u64,
+    poisoned: Option<String>,
+}
+
+impl Committer {
+    pub(super) fn new(durability: Durability) -> Committer {
+        Committer {
+            durability,
+            group: None,
+            group_count: 0,
+            flush_wanted: false,
+            dirty_since_us: None,
+            unflushed_size: 0,
+            poisoned: None,
+        }
+    }
+
+    pub(super) fn set_durability(&mut self, durability: Durability) {
+        // Whatever the old mode still owed is paid at the change.
+        self.durability = durability;
+        self.flush_wanted = true;
+    }
+
+    /// Whether answers wait for their frame to be durable.
+    pub(super) fn waits(&self) -> bool {
+        self.durability == Durability::Always
+    }
+
+    pub(super) fn force_flush(&mut self) {
+        self.flush_wanted = true;
+    }
+
+    pub(super) fn is_in_group(&self) -> bool {
+        self.group.is_some()
+    }
+
+    pub(super) fn group_count(&self) -> u64 {
+        self.group_count
+    }
+
+    pub(super) fn poisoned(&self) -> Option<OpError> {
+        self.poisoned.clone().map(|detail| OpError::ReadOnly { detail })
+    }
+
+    pub(super) fn has_work(&self, shards: &[Shard]) -> bool {
+        self.group.is_some() || self.flush_wanted || shards.iter().any(|shard| shard.log.is_dirty())
+    }
+
+    /// Notes that something was appended.
+    pub(super) fn on_append(&mut self, clock: Clock) {
+        self.dirty_since_us.get_or_insert(clock.monotonic_us);
+    }
+
+    /// When the next group must start although nothing else happens.
+    pub(super) fn deadline_us(&self, shards: &[Shard]) -> Option<u64> {
+        if self.poisoned.is_some() || self.group.is_some() {
+            return None;
+        }
+        let since = self.dirty_since_us?;
+        match self.durability {
+            Durability::Always => shards.iter().any(|shard| shard.log.is_dirty()).then_some(since),
+            Durability::Interval(ms) => Some(since + ms * 1_000),
+            Durability::Bytes(_) | Durability::Never => {
+                shards.iter().any(|shard| shard.log.is_dirty()).then_some(since + WRITE_DELAY_MS * 1_000)
+            }
+        }
+    }
+
+    /// Whether a group starts now, and whether it flushes: a function of the mode, the bytes and the time.
+    fn decide(&self, shards: &[Shard], clock: Clock) -> Option<bool> {
+        let (mut staged, mut largest, mut dirty, mut stalled) = (0, 0, false, false);
+        for shard in shards {
+            staged += shard.log.staged_size() as u64;
+            largest = largest.max(shard.log.staged_size());
+            dirty |= shard.log.is_dirty();
+            stalled |= !shard.stalled.is_empty() || !shard.gate.is_empty();
+        }
+        if self.flush_wanted {
+            return Some(true);
+        }
+        let age_us = self.dirty_since_us.map_or(0, |since| clock.monotonic_us.saturating_sub(since));
+        let must_write = dirty && (stalled || largest >= FRAME_SIZE_TARGET / 2);
+        match self.durability {
+            Durability::Always => dirty.then_some(true),
+            Durability::Interval(ms) => {
+                let due = self.dirty_since_us.is_some() && age_us >= ms * 1_000;
+                if due { Some(true) } else { must_write.then_some(false) }
+            }
+            Durability::Bytes(size) => {
+                let due = staged + self.unflushed_size >= size;
+                let idle = dirty && age_us >= WRITE_DELAY_MS * 1_000;
+                if due { Some(true) } else { (must_write || idle).then_some(false) }
+            }
+            Durability::Never => (must_write || (dirty && age_us >= WRITE_DELAY_MS * 1_000)).then_some(false),
+        }
+    }
+}
+
+impl<D: Device> Engine<D> {
+    /// Starts the next group when it is time.
+    pub(super) fn start_group(&mut self, clock: Clock) -> bool {
+        if self.committer.group.is_some() || self.committer.poisoned.is_some() {
+            return false;
+        }
+        let Some(flush) = self.committer.decide(&self.shards, clock) else { return false };
+        let mut group = Group { frames: Vec::new(), writes_left: 0, flush, flushing: false };
+        for (at, shard) in self.shards.iter_mut().enumerate() {
+            let Some(SealedFrame { frame, writes, entries }) = shard.log.seal(shard.durable_frame) else { continue };
+            shard.remember_place();
+            for (offset, data) in writes {
+                self.committer.unflushed_size += data.len() as u64;
+                group.writes_left += self.queue.write(offset, data);
+            }
+            group.frames.push(GroupFrame { shard: at, frame, entries });
+        }
+        self.committer.group_count += 1;
+        // Appends from here on belong to the next group. In `interval` mode the age counts to the flush, which a group
+        // without one does not bring nearer.
+        let settles = flush || !matches!(self.committer.durability, Durability::Interval(_));
+        if settles {
+            self.committer.dirty_since_us = None;
+        }
+        if flush {
+            self.committer.flush_wanted = false;
+            self.committer.unflushed_size = 0;
+        }
+        let writes_left = group.writes_left;
+        self.committer.group = Some(group);
+        if writes_left == 0 {
+            self.on_writes_done(clock);
+        }
+        true
+    }
+
+    pub(super) fn on_group_write(&mut self, status: Result<(), IoError>, clock: Clock) {
+        let Some(group) = &mut self.committer.group else { return };
+        group.writes_left -= 1;
+        let left = group.writes_left;
+        if let Err(error) = status {
+            self.poison(&error);
+        }
+        if left == 0 {
+            self.on_writes_done(clock);
+        }
+    }
+
+    fn on_writes_done(&mut self, clock: Clock) {
+        if self.committer.poisoned.is_some() {
+            self.committer.group = None;
+            return;
+        }
+        let Some(group) = &mut self.committer.group else { return };
+        // Without a volatile cache a completed write is a durable one.
+        if group.flush && self.queue.device().geometry().volatile_cache {
+            group.flushing = true;
+            self.queue.flush();
+            return;
+        }
+        self.finish_group(clock);
+    }
+
+    pub(super) fn on_group_flush(&mut self, status: Result<(), IoError>, clock: Clock) {
+        if let Err(error) = status {
+            self.poison(&error);
+            self.committer.group = None;
+            return;
+        }
+        if self.committer.poisoned.is_none() {
+            self.finish_group(clock);
+        }
+    }
+
+    fn finish_group(&mut self, clock: Clock) {
+        let Some(group) = self.committer.group.take() else { return };
+        let durable = group.flush || !self.queue.device().geometry().volatile_cache;
+        for GroupFrame { shard, frame, entries } in group.frames {
+            self.shards[shard].on_written(frame, entries);
+        }
+        if durable {
+            // A flush covers what earlier groups wrote without one.
+            for at in 0..self.shards.len() {
+                let shard = &mut self.shards[at];
+                shard.durable_frame = shard.durable_frame.max(shard.written_frame);
+                let rest = shard.waiters.split_off(&(shard.durable_frame + 1));
+                let ready = std::mem::replace(&mut shard.waiters, rest);
+                self.answers.extend(ready.into_values().flatten());
+            }
+        }
+        for at in 0..self.shards.len() {
+            self.resume_stalled(at, clock);
+        }
+    }
+
+    /// Nothing more is acknowledged: every answer that waits for a frame becomes "unknown".
+    fn poison(&mut self, error: &IoError) {
+        let detail = error.to_string();
+        if self.committer.poisoned.is_none() {
+            tracing::error!("{detail}; nothing more is accepted until restart");
+            self.committer.poisoned = Some(detail.clone());
+        }
+        for at in 0..self.shards.len() {
+            let shard = &mut self.shards[at];
+            shard.poison();
+            for (token, answer) in std::mem::take(&mut shard.waiters).into_values().flatten() {
+                let error = OpError::OutcomeUnknown { detail: detail.clone() };
+                let answer = match answer {
+                    Answer::Reply(_) => Answer::Reply(Reply::Error(error)),
+                    Answer::Locked { hold, .. } => {
+                        self.abandon_hold(hold);
+                        Answer::Failed(error)
+                    }
+                    _ => Answer::Failed(error),
+                };
+                self.answers.push((token, answer));
+            }
+        }
+        for at in 0..self.shards.len() {
+            let stalled = std::mem::take(&mut self.shards[at].stalled);
+            for id in stalled {
+                self.fail_stalled(at, id, OpError::ReadOnly { detail: detail.clone() });
+            }
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Superblocks on a device: formatting, opening, updating.
+
+use super::op::Clock;
+use crate::device::{Device, IoError, blocking};
+use crate::format::gpt;
+use crate::format::layout::{self, EXTENTS_OFFSET, SUPERBLOCK_COPIES, TooSmall};
+use crate::format::superblock::{self, NoQuorum, Quorum, SUPERBLOCK_SIZE, Superblock};
+use crate::limits::DEVICE_MARGIN_SIZE;
+use crate::size;
+
+/// What a device is to be formatted as.
+#[derive(Debug, Clone)]
+pub struct FormatOptions {
+    /// Shards that the keys are spread over.
+    pub shard_count: u16,
+    /// The device's new identity.
+    pub uuid: [u8; 16],
+    /// The secret of its keyed hash and checksums.
+    pub secret: [u8; 16],
+    /// A name that people give it.
+    pub label: String,
+}
+
+/// Why a device could not be formatted or opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// It is too small.
+    #[error(transparent)]
+    TooSmall(#[from] TooSmall),
+    /// It has no usable superblock.
+    #[error(transparent)]
+    Superblock(#[from] NoQuorum),
+    /// The device failed.
+    #[error(transparent)]
+    Io(#[from] IoError),
+    /// The device's blocks are larger than those it was formatted with.
+    #[error("it was formatted with blocks of {formatted} bytes, but this device has blocks of {device} bytes")]
+    BlockSize {
+        /// In the superblock.
+        formatted: u32,
+        /// The device's.
+        device: u32,
+    },
+    /// Part of it is missing.
+    #[error("it was formatted with {} but only {} are there: it was cut short, or is another device's copy", size::show(*.formatted), size::show(*.device))]
+    Truncated {
+        /// In the superblock.
+        formatted: u64,
+        /// The device's.
+        device: u64,
+    },
+}
+
+/// Blocks of the log are at least this large, so that an image opens on devices of either common block size.
+const LOG_BLOCK_SIZE_MIN: u32 = 4096;
+
+/// Formats a device: partition table, empty extents, superblocks, in that order, so that a crash before the end leaves
+/// none. Whatever was there is gone.
+pub fn format<D: Device>(device: &mut D, options: &FormatOptions, clock: Clock) -> Result<Superblock, OpenError> {
+    let geometry = device.geometry().clone();
+    let size = geometry.size();
+    let layout = layout::choose(size, options.shard_count)?;
+    let block_size = geometry.block_size.max(LOG_BLOCK_SIZE_MIN);
+    // First of all no old superblock is left, then no old extent header.
+    let ends = [0, size - EXTENTS_OFFSET.min(size)].map(|at| at / u64::from(block_size) * u64::from(block_size));
+    for at in ends {
+        let length = (EXTENTS_OFFSET.min(size - at) / u64::from(block_size) * u64::from(block_size)) as usize;
+        blocking::write(device, at, &vec![0; length])?;
+    }
+    blocking::flush(device)?;
+    let headers: Vec<u64> = (0..layout.extent_count).map(|extent| layout.extent_offset(extent)).collect();
+    blocking::zero_many(device, &headers, block_size as usize)?;
+    let table = gpt::encode(&options.uuid, size, geometry.partition_block_size);
+    let mut start = table.start;
+    start.resize(start.len().next_multiple_of(block_size as usize), 0);
+    blocking::write(device, 0, &start)?;
+    // The backup table ends with the device, whatever the log's block is.
+    let unit = geometry.block_size as usize;
+    let mut end = vec![0; table.end.len().next_multiple_of(unit)];
+    let pad = end.len() - table.end.len();
+    end[pad..].copy_from_slice(&table.end);
+    if size % unit as u64 == 0 && end.len() as u64 <= DEVICE_MARGIN_SIZE {
+        blocking::write(device, size - end.len() as u64, &end)?;
+    }
+    blocking::flush(device)?;
+    let superblock = Superblock {
+        uuid: options.uuid,
+        secret: options.secret,
+        layout,
+        block_size,
+        shard_count: options.shard_count,
+        generation: 1,
+        parent: 0,
+        boot: 0,
+        created_ms: clock.unix_ms,
+        label: options.label.clone(),
+    };
+    write_superblock(device, &superblock)?;
+    Ok(superblock)
+}
+
+/// Writes a generation: two copies, flush, the other two, flush.
+pub fn write_superblock<D: Device>(device: &mut D, superblock: &Superblock) -> Result<(), IoError> {
+    for pair in [[0, 1], [2, 3]] {
+        for copy in pair {
+            let mut bytes = superblock.encode(copy);
+            bytes.resize(SUPERBLOCK_SIZE.next_multiple_of(superblock.block_size as usize), 0);
+            blocking::write(device, superblock.layout.superblock_offset(copy), &bytes)?;
+        }
+        blocking::flush(device)?;
+    }
+    Ok(())
+}
+
+/// Reads the copies and chooses. Checks that the device fits what it was formatted as.
+pub fn read_superblock<D: Device>(device: &mut D) -> Result<Quorum, OpenError> {
+    let geometry = device.geometry().clone();
+    let length = SUPERBLOCK_SIZE.next_multiple_of(geometry.block_size as usize);
+    let read = |device: &mut D, device_size: u64, copy: usize| {
+        let offset = layout::superblock_offset(device_size, copy);
+        if offset + length as u64 > geometry.size() || offset % u64::from(geometry.block_size) != 0 {
+            return Ok(Vec::new());
+        }
+        match blocking::read(device, offset, length) {
+            // One unreadable copy is what the others are for.
+            Err(IoError::UnrecoveredRead { .. }) => Ok(Vec::new()),
+            other => other,
+        }
+    };
+    let mut copies: [Vec<u8>; SUPERBLOCK_COPIES] = Default::default();
+    copies[0] = read(device, geometry.size(), 0)?;
+    copies[1] = read(device, geometry.size(), 1)?;
+    // A device that grew keeps its far copies where its old end was.
+    let formatted = copies[..2].iter().find_map(|bytes| Superblock::decode(bytes).ok());
+    let size = formatted.map_or(geometry.size(), |(_, superblock)| superblock.layout.device_size);
+    if size > geometry.size() {
+        return Err(OpenError::Truncated { formatted: size, device: geometry.size() });
+    }
+    copies[2] = read(device, size, 2)?;
+    copies[3] = read(device, size, 3)?;
+    let quorum = superblock::choose(&copies)?;
+    let formatted = quorum.superblock.block_size;
+    if formatted % geometry.block_size != 0 {
+        return Err(OpenError::BlockSize { formatted, device: geometry.block_size });
+    }
+    Ok(quorum)
+}
+
+/// Opens a device for a start of the node: the next boot is durable in every copy before anything else happens.
+pub fn begin_boot<D: Device>(device: &mut D) -> Result<(Superblock, Quorum), OpenError> {
+    let quorum = read_superblock(device)?;
+    let mut superblock = quorum.superblock.next();
+    superblock.boot += 1;
+    write_superblock(device, &superblock)?;
+    Ok((superblock, quorum))
+}

@@ -1,0 +1,227 @@
+//! The index: where each key's newest record is.
+//!
+//! [`Index`] is the seam; [`HashIndex`] is the simplest correct kind: it keeps whole keys in memory. Its buckets cover
+//! contiguous ranges of the keyed hash, so a scan's cursor is a hash and survives growth.
+
+use std::hash::Hasher;
+
+use siphasher::sip::SipHasher13;
+
+/// Where a record is and what can be known without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    /// The extent.
+    pub extent: u32,
+    /// Bytes from the extent's start to the record.
+    pub offset: u32,
+    /// Bytes of the record.
+    pub size: u32,
+    /// Bytes of the value.
+    pub value_size: u32,
+    /// The record's sequence.
+    pub sequence: u64,
+    /// Milliseconds since the Unix epoch, 0 for none.
+    pub expires_at_ms: u64,
+}
+
+/// The keyed hash of a key: the device's secret keeps clients from choosing collisions.
+pub fn hash_key(secret: &[u8; 16], key: &[u8]) -> u64 {
+    let mut hasher = SipHasher13::new_with_key(secret);
+    hasher.write(key);
+    hasher.finish()
+}
+
+/// What a shard needs of an index. Hashes are those of [`hash_key`].
+pub trait Index {
+    /// The entry of a key.
+    fn get(&self, hash: u64, key: &[u8]) -> Option<&Entry>;
+    /// Sets the entry of a key and returns the one it replaces.
+    fn insert(&mut self, hash: u64, key: &[u8], entry: Entry) -> Option<Entry>;
+    /// Removes a key and returns its entry.
+    fn remove(&mut self, hash: u64, key: &[u8]) -> Option<Entry>;
+    /// Keys in it.
+    fn len(&self) -> u64;
+    /// Whether there are none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Removes all.
+    fn clear(&mut self);
+    /// Visits keys whose hash is at or after `cursor` until about `count` were visited. Returns the cursor to go on with,
+    /// 0 at the end. Every key with a hash in `cursor..next` was visited; the low 8 bits of a cursor are zero.
+    fn scan(&self, cursor: u64, count: usize, visit: &mut dyn FnMut(&[u8], &Entry)) -> u64;
+}
+
+struct Slot {
+    hash: u64,
+    key: Box<[u8]>,
+    entry: Entry,
+}
+
+/// Keys per bucket, on average, at which the buckets double.
+const BUCKET_LOAD_MAX: u64 = 4;
+
+/// Buckets of an empty index, as a power of two.
+const BITS_MIN: u32 = 4;
+
+/// The simplest correct index: whole keys in memory, buckets by the hash's upper bits.
+pub struct HashIndex {
+    buckets: Vec<Vec<Slot>>,
+    bits: u32,
+    len: u64,
+}
+
+impl Default for HashIndex {
+    fn default() -> Self {
+        HashIndex { buckets: empty_buckets(BITS_MIN), bits: BITS_MIN, len: 0 }
+    }
+}
+
+fn empty_buckets(bits: u32) -> Vec<Vec<Slot>> {
+    std::iter::repeat_with(Vec::new).take(1 << bits).collect()
+}
+
+impl HashIndex {
+    fn bucket(&self, hash: u64) -> usize {
+        (hash >> (64 - self.bits)) as usize
+    }
+
+    fn grow(&mut self) {
+        self.bits += 1;
+        let mut buckets = empty_buckets(self.bits);
+        for slot in self.buckets.drain(..).flatten() {
+            buckets[(slot.hash >> (64 - self.bits)) as usize].push(slot);
+        }
+        self.buckets = buckets;
+    }
+}
+
+impl Index for HashIndex {
+    fn get(&self, hash: u64, key: &[u8]) -> Option<&Entry> {
+        let bucket = &self.buckets[self.bucket(hash)];
+        bucket.iter().find(|slot| slot.hash == hash && *slot.key == *key).map(|slot| &slot.entry)
+    }
+
+    fn insert(&mut self, hash: u64, key: &[u8], entry: Entry) -> Option<Entry> {
+        let at = self.bucket(hash);
+        let bucket = &mut self.buckets[at];
+        if let Some(slot) = bucket.iter_mut().find(|slot| slot.hash == hash && *slot.key == *key) {
+            return Some(std::mem::replace(&mut slot.entry, entry));
+        }
+        bucket.push(Slot { hash, key: key.into(), entry });
+        self.len += 1;
+        // 2^48 buckets are more than memory holds; the bound keeps the low bits of cursors zero.
+        if self.len > BUCKET_LOAD_MAX << self.bits && self.bits < 48 {
+            self.grow();
+        }
+        None
+    }
+
+    fn remove(&mut self, hash: u64, key: &[u8]) -> Option<Entry> {
+        let at = self.bucket(hash);
+        let bucket = &mut self.buckets[at];
+        let found = bucket.iter().position(|slot| slot.hash == hash && *slot.key == *key)?;
+        self.len -= 1;
+        Some(bucket.swap_remove(found).entry)
+    }
+
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn clear(&mut self) {
+        *self = HashIndex::default();
+    }
+
+    fn scan(&self, cursor: u64, count: usize, visit: &mut dyn FnMut(&[u8], &Entry)) -> u64 {
+        let mut visited = 0;
+        let first = self.bucket(cursor);
+        for (at, bucket) in self.buckets.iter().enumerate().skip(first) {
+            // The first bucket may have been split from one that an earlier call visited in part of its range.
+            for slot in bucket.iter().filter(|slot| slot.hash >= cursor) {
+                visit(&slot.key, &slot.entry);
+                visited += 1;
+            }
+            // Empty buckets count a little, so that a sparse index can't hold its thread for long.
+            if visited >= count || at - first >= count.saturating_mul(16) {
+                let next = at + 1;
+                return if next == self.buckets.len() { 0 } else { (next as u64) << (64 - self.bits) };
+            }
+        }
+        0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::{BTreeMap, BTreeSet};
+
+    fn entry(sequence: u64) -> Entry {
+        Entry { extent: 1, offset: 2, size: 3, value_size: 4, sequence, expires_at_ms: 0 }
+    }
+
+    fn key(i: u32) -> Vec<u8> {
+        format!("key:{i}").into_bytes()
+    }
+
+    #[test]
+    fn it_behaves_like_a_map() {
+        let mut index = HashIndex::default();
+        let mut model = BTreeMap::new();
+        let mut state = 7u64;
+        for step in 0..50_000u64 {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let k = key((state >> 40) as u32 % 3_000);
+            let hash = hash_key(&[3; 16], &k);
+            match (state >> 33) % 3 {
+                0 => assert_eq!(index.remove(hash, &k), model.remove(&k)),
+                _ => assert_eq!(index.insert(hash, &k, entry(step)), model.insert(k.clone(), entry(step))),
+            }
+            assert_eq!(index.get(hash, &k), model.get(&k));
+            assert_eq!(index.len(), model.len() as u64);
+        }
+        index.clear();
+        assert!(index.is_empty());
+    }
+
+    #[test]
+    fn colliding_hashes_are_told_apart_by_their_keys() {
+        let mut index = HashIndex::default();
+        for i in 0..100 {
+            index.insert(42, &key(i), entry(u64::from(i)));
+        }
+        assert_eq!(index.len(), 100);
+        assert_eq!(index.get(42, &key(17)), Some(&entry(17)));
+        assert_eq!(index.remove(42, &key(17)), Some(entry(17)));
+        assert_eq!(index.get(42, &key(17)), None);
+    }
+
+    #[test]
+    fn a_scan_returns_what_was_there_throughout_whatever_grows_or_goes() {
+        let mut index = HashIndex::default();
+        let hash = |k: &[u8]| hash_key(&[1; 16], k);
+        for i in 0..500 {
+            index.insert(hash(&key(i)), &key(i), entry(0));
+        }
+        let (mut cursor, mut seen, mut added) = (0, BTreeSet::new(), 1_000);
+        let mut rounds = 0;
+        loop {
+            cursor = index.scan(cursor, 10, &mut |k, _| {
+                seen.insert(k.to_vec());
+            });
+            assert_eq!(cursor & 0xff, 0);
+            if cursor == 0 {
+                break;
+            }
+            rounds += 1;
+            for _ in 0..200 {
+                index.insert(hash(&key(added)), &key(added), entry(0));
+                added += 1;
+            }
+            index.remove(hash(&key(500 + rounds)), &key(500 + rounds));
+        }
+        assert!(rounds > 10 && index.bits > BITS_MIN + 2, "{rounds} rounds, {} bits", index.bits);
+        assert!((0..500).all(|i| seen.contains(&key(i))));
+    }
+}

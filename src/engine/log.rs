@@ -1,0 +1,301 @@
+//! A shard's log: the append point, and the frame that is being filled.
+//!
+//! Invariants:
+//! - A frame never leaves its extent, and its place is fixed when its first record is appended.
+//! - Blocks of a sealed frame are never written again.
+//! - Frames and sequences are numbered without gaps within one start of the node and never go back.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::allocator::{Allocator, Purpose};
+use super::op::Key;
+use crate::format::extent::ExtentHeader;
+use crate::format::frame::{FRAME_HEADER_SIZE, FrameHeader};
+use crate::format::record::Record;
+use crate::format::slot::ShardId;
+use crate::format::superblock::Superblock;
+use crate::format::Place;
+use crate::limits::FRAME_SIZE_TARGET;
+
+/// The extent that is being filled.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct OpenExtent {
+    pub(super) header: ExtentHeader,
+    pub(super) place: Place,
+    /// Bytes from the extent's start to where the next frame goes.
+    pub(super) position: u64,
+}
+
+/// Where a record was put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Appended {
+    pub(super) extent: u32,
+    pub(super) offset: u32,
+    pub(super) size: u32,
+    pub(super) sequence: u64,
+    pub(super) frame: u64,
+}
+
+/// Why a record was not put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NoRoom {
+    /// The open frame must be written first.
+    Stall,
+    /// No extent is left for it.
+    Full,
+}
+
+/// A frame on its way to the device.
+pub(super) struct SealedFrame {
+    pub(super) frame: u64,
+    /// Byte offset on the device and bytes, to be written in any order.
+    pub(super) writes: Vec<(u64, Bytes)>,
+    /// Keys to move from the pending set to the index, with their sequences.
+    pub(super) entries: Vec<(Key, u64)>,
+}
+
+/// A record to append: what is known before it has a sequence.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Draft<'a> {
+    pub(super) record: Record<'a>,
+    pub(super) purpose: Purpose,
+}
+
+/// The append point of one shard.
+pub(super) struct ShardLog {
+    shard: ShardId,
+    superblock: Arc<Superblock>,
+    open: Option<OpenExtent>,
+    /// The open extent's header is not on the device yet.
+    header_pending: bool,
+    /// The frame being filled: header space, then records. Empty when there is none.
+    staging: Vec<u8>,
+    record_count: u32,
+    first_sequence: u64,
+    entries: Vec<(Key, u64)>,
+    next_sequence: u64,
+    next_frame: u64,
+    boot: u64,
+    /// Write an empty frame with the next group: at start (what follows the append point is void) or at a clean stop.
+    marker: Option<Marker>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Marker {
+    Start,
+    CleanStop,
+}
+
+impl ShardLog {
+    /// A log that goes on behind what recovery found.
+    pub(super) fn new(
+        shard: ShardId,
+        superblock: Arc<Superblock>,
+        open: Option<OpenExtent>,
+        next_sequence: u64,
+        next_frame: u64,
+    ) -> ShardLog {
+        let boot = superblock.boot;
+        ShardLog {
+            shard,
+            superblock,
+            open,
+            header_pending: false,
+            staging: Vec::new(),
+            record_count: 0,
+            first_sequence: next_sequence,
+            entries: Vec::new(),
+            next_sequence,
+            next_frame,
+            boot,
+            marker: None,
+        }
+    }
+
+    /// The longest record that an extent of this device holds.
+    pub(super) fn record_size_max(superblock: &Superblock) -> u64 {
+        let block = u64::from(superblock.block_size);
+        superblock.layout.extent_size - block - FRAME_HEADER_SIZE as u64
+    }
+
+    fn extent_size(&self) -> u64 {
+        self.superblock.layout.extent_size
+    }
+
+    fn block_size(&self) -> u64 {
+        u64::from(self.superblock.block_size)
+    }
+
+    /// Bytes left in the open extent for another frame's records.
+    fn room(&self) -> u64 {
+        match &self.open {
+            Some(open) => self.extent_size().saturating_sub(open.position + FRAME_HEADER_SIZE as u64),
+            None => 0,
+        }
+    }
+
+    /// Whether a frame waits to be written.
+    pub(super) fn is_dirty(&self) -> bool {
+        !self.staging.is_empty() || self.marker.is_some()
+    }
+
+    /// Bytes in the frame being filled.
+    pub(super) fn staged_size(&self) -> usize {
+        self.staging.len()
+    }
+
+    /// The number of the frame being filled, or of the next one.
+    pub(super) fn open_frame(&self) -> u64 {
+        self.next_frame
+    }
+
+    /// The last frame that anything was appended to; 0 before the first.
+    pub(super) fn last_frame(&self) -> u64 {
+        if self.is_dirty() { self.next_frame } else { self.next_frame - 1 }
+    }
+
+    /// Asks for an empty frame, unless there is no room for one (then nothing can follow the last frame either).
+    pub(super) fn mark_start(&mut self) {
+        self.mark(Marker::Start);
+    }
+
+    /// Asks for the frame that says: nothing was in flight when the node stopped.
+    pub(super) fn mark_clean_stop(&mut self) {
+        self.mark(Marker::CleanStop);
+    }
+
+    fn mark(&mut self, marker: Marker) {
+        if self.open.is_some() && self.room() > 0 {
+            self.marker = Some(marker);
+        }
+    }
+
+    /// Appends a record to the frame being filled.
+    pub(super) fn append(&mut self, draft: Draft<'_>, allocator: &Allocator) -> Result<Appended, NoRoom> {
+        let record = Record { sequence: self.next_sequence, ..draft.record };
+        let size = record.size();
+        if self.staging.is_empty() {
+            self.make_room(size as u64, draft.purpose, allocator)?;
+        } else if self.staging.len() + size > FRAME_SIZE_TARGET
+            || (self.staging.len() - FRAME_HEADER_SIZE + size) as u64 > self.room()
+            || self.is_reserved_for_others(draft.purpose)
+        {
+            return Err(NoRoom::Stall);
+        }
+        let Some(open) = &self.open else { return Err(NoRoom::Full) };
+        if self.staging.is_empty() {
+            self.staging.resize(FRAME_HEADER_SIZE, 0);
+            self.first_sequence = self.next_sequence;
+            self.record_count = 0;
+        }
+        let offset = open.position as u32 + self.staging.len() as u32;
+        record.encode(&mut self.staging, open.place, offset);
+        self.record_count += 1;
+        self.next_sequence += 1;
+        Ok(Appended {
+            extent: open.header.extent,
+            offset,
+            size: size as u32,
+            sequence: record.sequence,
+            frame: self.next_frame,
+        })
+    }
+
+    /// Says that the record just appended is the newest of `key`, to be moved to the index once it is written.
+    pub(super) fn note_entry(&mut self, key: Key, sequence: u64) {
+        self.entries.push((key, sequence));
+    }
+
+    fn is_reserved_for_others(&self, purpose: Purpose) -> bool {
+        purpose == Purpose::Data && self.open.is_some_and(|open| open.header.reserve)
+    }
+
+    /// Opens another extent when the open one can't take a frame with `size` bytes of records.
+    fn make_room(&mut self, size: u64, purpose: Purpose, allocator: &Allocator) -> Result<(), NoRoom> {
+        if size <= self.room() && !self.is_reserved_for_others(purpose) {
+            return Ok(());
+        }
+        // The header of an extent that was opened but got no frame yet would be lost by opening another.
+        if self.header_pending {
+            return Err(NoRoom::Stall);
+        }
+        let (extent, reserve) = match allocator.take(Purpose::Data) {
+            Some(extent) => (extent, false),
+            None if purpose == Purpose::Reserve => {
+                (allocator.take(Purpose::Reserve).ok_or(NoRoom::Full)?, true)
+            }
+            None => return Err(NoRoom::Full),
+        };
+        let header = ExtentHeader {
+            extent,
+            shard: self.shard,
+            epoch: allocator.next_epoch(),
+            ordinal: allocator.next_ordinal(),
+            first_frame: self.next_frame,
+            boot: self.boot,
+            reserve,
+        };
+        let place = self.place(&header);
+        self.open = Some(OpenExtent { header, place, position: self.block_size() });
+        self.header_pending = true;
+        // The new extent's epoch voids whatever follows the old append point.
+        if self.marker == Some(Marker::Start) {
+            self.marker = None;
+        }
+        Ok(())
+    }
+
+    pub(super) fn place(&self, header: &ExtentHeader) -> Place {
+        let superblock = &self.superblock;
+        Place::new(&superblock.uuid, &superblock.secret, header.shard, header.extent, header.epoch)
+    }
+
+    /// The open extent, whose place readers need.
+    pub(super) fn open_extent(&self) -> Option<&OpenExtent> {
+        self.open.as_ref()
+    }
+
+    /// Closes the frame being filled and says what to write. `durable` is the last frame known to be durable.
+    pub(super) fn seal(&mut self, durable: u64) -> Option<SealedFrame> {
+        if !self.is_dirty() {
+            return None;
+        }
+        let marker = self.marker.take();
+        let block = self.block_size() as usize;
+        let open = self.open.as_mut()?;
+        if self.staging.is_empty() {
+            self.staging.resize(FRAME_HEADER_SIZE, 0);
+            self.first_sequence = self.next_sequence;
+            self.record_count = 0;
+        }
+        let mut data = std::mem::take(&mut self.staging);
+        let payload_size = data.len();
+        data.resize(payload_size.next_multiple_of(block), 0);
+        let header = FrameHeader {
+            frame: self.next_frame,
+            durable,
+            first_sequence: self.first_sequence,
+            boot: self.boot,
+            size: data.len() as u32,
+            payload_size: payload_size as u32,
+            record_count: self.record_count,
+            clean: marker == Some(Marker::CleanStop),
+            epoch: open.header.epoch,
+            shard: self.shard,
+        };
+        let start = open.position;
+        data[..FRAME_HEADER_SIZE].copy_from_slice(&header.encode(open.place, start as u32));
+        open.position += data.len() as u64;
+        let extent_offset = self.superblock.layout.extent_offset(open.header.extent);
+        let mut writes = Vec::with_capacity(2);
+        if std::mem::take(&mut self.header_pending) {
+            let bytes = open.header.encode(&self.superblock.uuid, &self.superblock.secret, block);
+            writes.push((extent_offset, Bytes::from(bytes)));
+        }
+        writes.push((extent_offset + start, Bytes::from(data)));
+        self.next_frame += 1;
+        Some(SealedFrame { frame: header.frame, writes, entries: std::mem::take(&mut self.entries) })
+    }
+}

@@ -1,0 +1,641 @@
+//! Operations: what happens to each from its arrival to its answer.
+//!
+//! Each function either answers an operation or suspends it in the slab, where what it waits for knows its id. Shared
+//! state changes only in the step that runs once: `install` after a successful append.
+
+use std::sync::Arc;
+
+use super::action::{Action, Need};
+use super::allocator::Purpose;
+use super::log::{Appended, Draft, NoRoom};
+use super::op::{
+    Answer, BatchId, BatchOutcome, Clock, Current, HoldId, Key, KeyEffect, OpError, Reply, ShardId, ShardOp,
+    WatchedKey,
+};
+use super::reads::ReadFor;
+use super::shard::Hold;
+use super::{Engine, action};
+use crate::device::Device;
+use crate::format::record::{BatchMark, Record, RecordType};
+use crate::limits::KEY_SIZE_MAX;
+
+/// An operation that waits.
+pub(super) struct Operation {
+    pub(super) token: u64,
+    pub(super) shard: usize,
+    pub(super) state: State,
+}
+
+/// What an operation needs to go on: exactly what is alive while it waits.
+pub(super) enum State {
+    /// Waits for its key, or at the gate.
+    Key { key: Key, action: Action },
+    /// Waits for the key's value; `held` when it will write.
+    Reading { key: Key, action: Action, expires_at_ms: u64, held: bool },
+    /// Waits for room in the log, holding its key.
+    Append { key: Key, effect: KeyEffect, reply: Reply },
+    /// Waits for one of its keys, or at the gate.
+    Lock(Box<LockState>),
+    /// Waits for values of its keys, all held.
+    LockReading(Box<LockReading>),
+    /// Waits for room in the log.
+    Prepare(Box<PrepareState>),
+    /// Waits for room in the log.
+    Commit { batch: BatchId, participant_count: u16 },
+    /// Waits at the gate until nothing holds a key.
+    Clear,
+}
+
+pub(super) struct LockState {
+    keys: Vec<Key>,
+    watched: Vec<WatchedKey>,
+    values: bool,
+    /// Keys before this one are held.
+    next: usize,
+}
+
+pub(super) struct LockReading {
+    keys: Vec<Key>,
+    current: Vec<Result<Option<Current>, OpError>>,
+    dirty: bool,
+    depends_on: u64,
+    reads_left: usize,
+}
+
+pub(super) struct PrepareState {
+    hold: HoldId,
+    batch: BatchId,
+    coordinator: ShardId,
+    participant_count: u16,
+    effects: Vec<(Key, KeyEffect)>,
+    next: usize,
+    frame: u64,
+}
+
+/// Keys held for a batch on one shard, and what it has logged for them.
+pub(super) struct BatchHold {
+    shard: usize,
+    keys: Vec<Key>,
+    prepared: Vec<(Key, KeyEffect, Appended)>,
+}
+
+/// Whether an action can change its key.
+fn writes(action: &Action) -> bool {
+    !matches!(
+        action,
+        Action::Get
+            | Action::Exists
+            | Action::Type
+            | Action::Strlen
+            | Action::Ttl(_)
+            | Action::GetRange { .. }
+            | Action::GetExpire(action::Expiry::Keep)
+    )
+}
+
+impl<D: Device> Engine<D> {
+    /// Starts an operation.
+    pub(super) fn admit(&mut self, at: usize, token: u64, op: ShardOp, clock: Clock) {
+        match op {
+            ShardOp::Key { key, action } => self.enter_key(at, token, key, action, clock),
+            ShardOp::Lock { keys, watched, values } => {
+                let lock = Box::new(LockState { keys, watched, values, next: 0 });
+                if self.shards[at].gate.is_empty() {
+                    self.go_on_locking(at, token, lock, clock);
+                } else {
+                    let id = self.suspend(at, token, State::Lock(lock));
+                    self.shards[at].gate.push_back(id);
+                }
+            }
+            ShardOp::Prepare { hold, batch, coordinator, participant_count, effects } => {
+                let prepare =
+                    PrepareState { hold, batch, coordinator, participant_count, effects, next: 0, frame: 0 };
+                self.enter_log(at, token, State::Prepare(Box::new(prepare)), clock);
+            }
+            ShardOp::Commit { batch, participant_count } => {
+                self.enter_log(at, token, State::Commit { batch, participant_count }, clock);
+            }
+            ShardOp::Release { hold, outcome } => self.release_hold(token, hold, outcome, clock),
+            ShardOp::Clear => {
+                let id = self.suspend(at, token, State::Clear);
+                self.shards[at].gate.push_back(id);
+                self.open_gate(at, clock);
+            }
+            ShardOp::Watch { key } => {
+                // Reaped first, so that an expiry that is already past does not count as a change later.
+                self.shards[at].lookup(&key, clock.unix_ms);
+                let version = self.shards[at].watch(key);
+                self.answers.push((token, Answer::Watching { version }));
+            }
+            ShardOp::Unwatch { keys } => {
+                for key in &keys {
+                    self.shards[at].unwatch(key);
+                }
+                self.answers.push((token, Answer::Done));
+            }
+            ShardOp::Scan { cursor, count } => {
+                let (cursor, keys) = self.shards[at].scan(cursor, count, clock.unix_ms);
+                let depends_on = self.shards[at].depends_on_all();
+                self.answer_after(at, token, depends_on, Answer::Scanned { cursor, keys });
+            }
+            ShardOp::Count => {
+                self.shards[at].reap_expired(clock.unix_ms, usize::MAX);
+                let depends_on = self.shards[at].depends_on_all();
+                let count = self.shards[at].live();
+                self.answer_after(at, token, depends_on, Answer::Count(count));
+            }
+            ShardOp::Sync => self.sync(at, token),
+        }
+    }
+
+    fn suspend(&mut self, at: usize, token: u64, state: State) -> usize {
+        self.operations.insert(Operation { token, shard: at, state })
+    }
+
+    /// Answers once `frame` is durable, where the mode asks for it; at once otherwise.
+    fn answer_after(&mut self, at: usize, token: u64, frame: u64, answer: Answer) {
+        let shard = &mut self.shards[at];
+        if self.committer.waits() && frame > shard.durable_frame {
+            shard.waiters.entry(frame).or_default().push((token, answer));
+        } else {
+            self.answers.push((token, answer));
+        }
+    }
+
+    fn sync(&mut self, at: usize, token: u64) {
+        if let Some(error) = self.committer.poisoned() {
+            self.answers.push((token, Answer::Failed(error)));
+            return;
+        }
+        let shard = &mut self.shards[at];
+        let frame = shard.log.last_frame();
+        if frame <= shard.durable_frame {
+            self.answers.push((token, Answer::Done));
+        } else {
+            shard.waiters.entry(frame).or_default().push((token, Answer::Done));
+            self.committer.force_flush();
+        }
+    }
+
+    // --- one key -----------------------------------------------------------------------------------------------
+
+    fn enter_key(&mut self, at: usize, token: u64, key: Key, action: Action, clock: Clock) {
+        if key.len() > KEY_SIZE_MAX {
+            let error = OpError::KeyTooLarge { size: key.len() as u64, size_max: KEY_SIZE_MAX as u64 };
+            self.answers.push((token, Answer::Reply(Reply::Error(error))));
+            return;
+        }
+        if !self.shards[at].gate.is_empty() {
+            let id = self.suspend(at, token, State::Key { key, action });
+            self.shards[at].gate.push_back(id);
+        } else {
+            self.run_key(at, token, key, action, clock);
+        }
+    }
+
+    /// Runs an action on a key, or puts it in line when the key is held.
+    fn run_key(&mut self, at: usize, token: u64, key: Key, action: Action, clock: Clock) {
+        if self.shards[at].holds.contains_key(&key) {
+            let id = self.suspend(at, token, State::Key { key: key.clone(), action });
+            if let Some(hold) = self.shards[at].holds.get_mut(&key) {
+                hold.waiters.push_back(id);
+            }
+            return;
+        }
+        if let Some(error) = self.unknown_error(at, &key) {
+            self.answers.push((token, Answer::Reply(Reply::Error(error))));
+            return;
+        }
+        let lookup = self.shards[at].lookup(&key, clock.unix_ms);
+        match lookup.entry {
+            Some(entry) if action.need() == Need::Value => {
+                let held = writes(&action);
+                if held {
+                    self.shards[at].holds.insert(key.clone(), Hold::default());
+                }
+                let expires_at_ms = entry.expires_at_ms;
+                let id = self.suspend(
+                    at,
+                    token,
+                    State::Reading { key: key.clone(), action, expires_at_ms, held },
+                );
+                self.start_read(at, key, entry, ReadFor::Key(id));
+            }
+            _ => self.finish_key(at, token, key, action, lookup.current, lookup.depends_on, false, clock),
+        }
+    }
+
+    fn unknown_error(&self, at: usize, key: &Key) -> Option<OpError> {
+        if !self.shards[at].is_unknown(key) {
+            return None;
+        }
+        let detail = self.committer.poisoned().map_or_else(String::new, |error| error.to_string());
+        Some(OpError::OutcomeUnknown { detail })
+    }
+
+    /// The value that `Reading` waited for is there, or can't be had.
+    pub(super) fn on_key_read(&mut self, id: usize, value: Result<super::op::Value, OpError>, clock: Clock) {
+        let Operation { token, shard: at, state } = self.operations.remove(id);
+        let State::Reading { key, action, expires_at_ms, held } = state else { return };
+        match value {
+            Err(error) => {
+                self.answers.push((token, Answer::Reply(Reply::Error(error))));
+                if held {
+                    self.release_key(at, &key, clock);
+                }
+            }
+            Ok(value) => {
+                let alive = expires_at_ms == 0 || expires_at_ms > clock.unix_ms;
+                let current =
+                    alive.then(|| Current { expires_at_ms, size: value.len() as u64, value: Some(value) });
+                self.finish_key(at, token, key, action, current, 0, held, clock);
+            }
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of one operation, which live only here together")]
+    fn finish_key(
+        &mut self,
+        at: usize,
+        token: u64,
+        key: Key,
+        action: Action,
+        current: Option<Current>,
+        depends_on: u64,
+        held: bool,
+        clock: Clock,
+    ) {
+        let outcome = action.apply(current.as_ref(), clock.unix_ms, self.value_size_max);
+        let (effect, reply) = match outcome {
+            Ok(outcome) => (outcome.effect, outcome.reply),
+            Err(error) => (None, Reply::Error(error)),
+        };
+        let Some(effect) = effect else {
+            self.answer_after(at, token, depends_on, Answer::Reply(reply));
+            if held {
+                self.release_key(at, &key, clock);
+            }
+            return;
+        };
+        // Behind those that already wait for room: the log keeps the order of arrival.
+        let left = if self.shards[at].stalled.is_empty() {
+            self.try_append_key(at, token, &key, effect, reply, clock)
+        } else {
+            Some((effect, reply))
+        };
+        match left {
+            Some((effect, reply)) => self.stall_key(at, token, key, effect, reply, held),
+            None if held => self.release_key(at, &key, clock),
+            None => {}
+        }
+    }
+
+    fn stall_key(&mut self, at: usize, token: u64, key: Key, effect: KeyEffect, reply: Reply, held: bool) {
+        if !held {
+            self.shards[at].holds.insert(key.clone(), Hold::default());
+        }
+        let id = self.suspend(at, token, State::Append { key, effect, reply });
+        self.shards[at].stalled.push_back(id);
+    }
+
+    /// Appends and answers; gives effect and reply back when the log has no room yet.
+    fn try_append_key(
+        &mut self,
+        at: usize,
+        token: u64,
+        key: &Key,
+        effect: KeyEffect,
+        reply: Reply,
+        clock: Clock,
+    ) -> Option<(KeyEffect, Reply)> {
+        match self.append(at, effect_draft(key, &effect, None), clock) {
+            Ok(appended) => {
+                let shard = &mut self.shards[at];
+                shard.log.note_entry(key.clone(), appended.sequence);
+                shard.install(key.clone(), &effect, appended);
+                self.answer_after(at, token, appended.frame, Answer::Reply(reply));
+                None
+            }
+            Err(AppendError::Stall) => Some((effect, reply)),
+            Err(AppendError::Failed(error)) => {
+                self.answers.push((token, Answer::Reply(Reply::Error(error))));
+                None
+            }
+        }
+    }
+
+    /// Ends a hold and lets those go on who waited for the key, in order, until one of them holds it again.
+    fn release_key(&mut self, at: usize, key: &Key, clock: Clock) {
+        let Some(Hold { mut waiters }) = self.shards[at].holds.remove(key) else { return };
+        while let Some(id) = waiters.pop_front() {
+            self.resume(id, clock);
+            if let Some(hold) = self.shards[at].holds.get_mut(key) {
+                hold.waiters.append(&mut waiters);
+                return;
+            }
+        }
+    }
+
+    /// Goes on with an operation that waited for a key or at the gate.
+    fn resume(&mut self, id: usize, clock: Clock) {
+        let Operation { token, shard, state } = self.operations.remove(id);
+        match state {
+            State::Key { key, action } => self.run_key(shard, token, key, action, clock),
+            State::Lock(lock) => self.go_on_locking(shard, token, lock, clock),
+            state => self.enter_log(shard, token, state, clock),
+        }
+    }
+
+    // --- the log -----------------------------------------------------------------------------------------------
+
+    fn append(&mut self, at: usize, draft: Draft<'_>, clock: Clock) -> Result<Appended, AppendError> {
+        if let Some(error) = self.committer.poisoned() {
+            return Err(AppendError::Failed(error));
+        }
+        let allocator = Arc::clone(&self.allocator);
+        let user_size = (draft.record.key.len() + draft.record.value.len()) as u64;
+        match self.shards[at].log.append(draft, &allocator) {
+            Ok(appended) => {
+                self.shards[at].clean = false;
+                self.committer.on_append(clock);
+                self.stats.records += 1;
+                self.stats.user_bytes += user_size;
+                Ok(appended)
+            }
+            Err(NoRoom::Stall) => Err(AppendError::Stall),
+            Err(NoRoom::Full) => Err(AppendError::Failed(match draft.purpose {
+                Purpose::Data => OpError::DeviceFull,
+                Purpose::Reserve => OpError::ReserveExhausted,
+            })),
+        }
+    }
+
+    /// Runs an operation that appends, behind those that wait for room.
+    fn enter_log(&mut self, at: usize, token: u64, state: State, clock: Clock) {
+        let id = self.suspend(at, token, state);
+        self.shards[at].stalled.push_back(id);
+        if self.shards[at].stalled.len() == 1 {
+            self.resume_stalled(at, clock);
+        }
+    }
+
+    /// Lets operations append that waited for room, in order, until one has to wait again.
+    pub(super) fn resume_stalled(&mut self, at: usize, clock: Clock) {
+        while let Some(id) = self.shards[at].stalled.front().copied() {
+            let Operation { token, state, .. } = self.operations.remove(id);
+            let again = match state {
+                State::Append { key, effect, reply } => {
+                    match self.try_append_key(at, token, &key, effect, reply, clock) {
+                        Some((effect, reply)) => Some(State::Append { key, effect, reply }),
+                        None => {
+                            // Out of the line before the key is released: who waited for it comes behind the others.
+                            self.shards[at].stalled.pop_front();
+                            self.release_key(at, &key, clock);
+                            continue;
+                        }
+                    }
+                }
+                State::Prepare(prepare) => self.prepare(at, token, prepare, clock),
+                State::Commit { batch, participant_count } => {
+                    self.commit(at, token, batch, participant_count, clock)
+                }
+                state => Some(state),
+            };
+            match again {
+                Some(state) => {
+                    let id = self.suspend(at, token, state);
+                    self.shards[at].stalled[0] = id;
+                    return;
+                }
+                None => {
+                    self.shards[at].stalled.pop_front();
+                }
+            }
+        }
+    }
+
+    /// Ends an operation that waited for room, after the device failed.
+    pub(super) fn fail_stalled(&mut self, at: usize, id: usize, error: OpError) {
+        let Operation { token, state, .. } = self.operations.remove(id);
+        match state {
+            State::Append { key, .. } => {
+                self.answers.push((token, Answer::Reply(Reply::Error(error))));
+                self.release_key(at, &key, Clock::default());
+            }
+            _ => self.answers.push((token, Answer::Failed(error))),
+        }
+    }
+
+    // --- the gate ----------------------------------------------------------------------------------------------
+
+    /// Runs a Clear once nothing holds a key or waits for room, then lets those in who came after it.
+    pub(super) fn open_gate(&mut self, at: usize, clock: Clock) {
+        while let Some(id) = self.shards[at].gate.front().copied() {
+            let is_clear = self.operations.get(id).is_some_and(|op| matches!(op.state, State::Clear));
+            if !is_clear {
+                self.shards[at].gate.pop_front();
+                self.resume(id, clock);
+                continue;
+            }
+            let shard = &self.shards[at];
+            if !shard.holds.is_empty() || !shard.stalled.is_empty() {
+                return;
+            }
+            let record = Record {
+                kind: RecordType::Clear,
+                sequence: 0,
+                database: 0,
+                expires_at_ms: 0,
+                batch: None,
+                key: &[],
+                value: &[],
+            };
+            let answer = match self.append(at, Draft { record, purpose: Purpose::Reserve }, clock) {
+                Err(AppendError::Stall) => return,
+                Err(AppendError::Failed(error)) => Err(error),
+                Ok(appended) => {
+                    self.shards[at].clear(appended.frame);
+                    Ok(appended.frame)
+                }
+            };
+            self.shards[at].gate.pop_front();
+            let token = self.operations.remove(id).token;
+            match answer {
+                Ok(frame) => self.answer_after(at, token, frame, Answer::Done),
+                Err(error) => self.answers.push((token, Answer::Failed(error))),
+            }
+        }
+    }
+
+    // --- batches -----------------------------------------------------------------------------------------------
+
+    /// Holds the keys one after another, in their order, waiting in line for each.
+    fn go_on_locking(&mut self, at: usize, token: u64, mut lock: Box<LockState>, clock: Clock) {
+        while let Some(key) = lock.keys.get(lock.next).cloned() {
+            if self.shards[at].holds.contains_key(&key) {
+                let id = self.suspend(at, token, State::Lock(lock));
+                if let Some(hold) = self.shards[at].holds.get_mut(&key) {
+                    hold.waiters.push_back(id);
+                }
+                return;
+            }
+            self.shards[at].holds.insert(key, Hold::default());
+            lock.next += 1;
+        }
+        self.read_locked(at, token, *lock, clock);
+    }
+
+    fn read_locked(&mut self, at: usize, token: u64, lock: LockState, clock: Clock) {
+        let LockState { keys, watched, values, .. } = lock;
+        let mut depends_on = 0;
+        let mut wanted = Vec::new();
+        let mut current = Vec::with_capacity(keys.len());
+        for (index, key) in keys.iter().enumerate() {
+            if let Some(error) = self.unknown_error(at, key) {
+                current.push(Err(error));
+                continue;
+            }
+            let lookup = self.shards[at].lookup(key, clock.unix_ms);
+            depends_on = depends_on.max(lookup.depends_on);
+            if values && let Some(entry) = lookup.entry {
+                wanted.push((index, key.clone(), entry));
+            }
+            current.push(Ok(lookup.current));
+        }
+        // After the look-ups: they reap, and a watched key that expired has changed.
+        let dirty = watched.iter().any(|one| !self.shards[at].is_unchanged(&one.key, one.version));
+        let reading = LockReading { keys, current, dirty, depends_on, reads_left: wanted.len() };
+        if wanted.is_empty() {
+            self.finish_lock(at, token, reading);
+            return;
+        }
+        let id = self.suspend(at, token, State::LockReading(Box::new(reading)));
+        for (index, key, entry) in wanted {
+            self.start_read(at, key, entry, ReadFor::Lock { operation: id, index });
+        }
+    }
+
+    /// One of the values that `LockReading` waited for is there, or can't be had.
+    pub(super) fn on_lock_read(&mut self, id: usize, index: usize, value: Result<super::op::Value, OpError>) {
+        let Some(operation) = self.operations.get_mut(id) else { return };
+        let State::LockReading(reading) = &mut operation.state else { return };
+        match (value, &mut reading.current[index]) {
+            (Ok(value), Ok(Some(current))) => current.value = Some(value),
+            (Ok(_), _) => {}
+            (Err(error), slot) => *slot = Err(error),
+        }
+        reading.reads_left -= 1;
+        if reading.reads_left == 0 {
+            let Operation { token, shard, state } = self.operations.remove(id);
+            if let State::LockReading(reading) = state {
+                self.finish_lock(shard, token, *reading);
+            }
+        }
+    }
+
+    fn finish_lock(&mut self, at: usize, token: u64, reading: LockReading) {
+        let LockReading { keys, current, dirty, depends_on, .. } = reading;
+        let hold = self.batch_holds.insert(BatchHold { shard: at, keys, prepared: Vec::new() });
+        let answer = Answer::Locked { hold: HoldId(hold as u64), current, dirty };
+        self.answer_after(at, token, depends_on, answer);
+    }
+
+    /// Logs a batch's effects. Gives itself back when the log has no room yet.
+    fn prepare(&mut self, at: usize, token: u64, mut prepare: Box<PrepareState>, clock: Clock) -> Option<State> {
+        let batch = BatchMark {
+            boot: prepare.batch.boot,
+            number: prepare.batch.number,
+            coordinator: prepare.coordinator,
+        };
+        while let Some((key, effect)) = prepare.effects.get(prepare.next).cloned() {
+            match self.append(at, effect_draft(&key, &effect, Some(batch)), clock) {
+                Ok(appended) => {
+                    prepare.frame = appended.frame;
+                    prepare.next += 1;
+                    self.shards[at].log.note_entry(key.clone(), appended.sequence);
+                    if let Some(hold) = self.batch_holds.get_mut(prepare.hold.0 as usize) {
+                        hold.prepared.push((key, effect, appended));
+                    }
+                }
+                Err(AppendError::Stall) => return Some(State::Prepare(prepare)),
+                Err(AppendError::Failed(error)) => {
+                    self.answers.push((token, Answer::Failed(error)));
+                    return None;
+                }
+            }
+        }
+        if prepare.participant_count == 1 {
+            // Alone, this shard decides at once: the commit record follows its parts in the same log.
+            return self.commit(at, token, prepare.batch, 1, clock).map(|_| State::Prepare(prepare));
+        }
+        self.answer_after(at, token, prepare.frame, Answer::Done);
+        None
+    }
+
+    /// Logs a commit record. Gives itself back when the log has no room yet.
+    fn commit(
+        &mut self,
+        at: usize,
+        token: u64,
+        batch: BatchId,
+        participant_count: u16,
+        clock: Clock,
+    ) -> Option<State> {
+        let record = Record {
+            kind: RecordType::Commit,
+            sequence: 0,
+            database: 0,
+            expires_at_ms: 0,
+            batch: Some(BatchMark { boot: batch.boot, number: batch.number, coordinator: self.shards[at].id }),
+            key: &[],
+            value: &participant_count.to_le_bytes(),
+        };
+        match self.append(at, Draft { record, purpose: Purpose::Reserve }, clock) {
+            Ok(appended) => self.answer_after(at, token, appended.frame, Answer::Done),
+            Err(AppendError::Stall) => return Some(State::Commit { batch, participant_count }),
+            Err(AppendError::Failed(error)) => self.answers.push((token, Answer::Failed(error))),
+        }
+        None
+    }
+
+    fn release_hold(&mut self, token: u64, hold: HoldId, outcome: BatchOutcome, clock: Clock) {
+        self.answers.push((token, Answer::Done));
+        let Some(BatchHold { shard, keys, prepared }) = self.batch_holds.try_remove(hold.0 as usize) else { return };
+        // A batch that failed although its parts were logged: on a failed device only a restart tells.
+        let unknown = outcome == BatchOutcome::Unknown
+            || (outcome == BatchOutcome::Aborted && self.committer.poisoned().is_some());
+        for (key, effect, appended) in prepared {
+            if unknown {
+                self.shards[shard].mark_unknown(key);
+            } else if outcome == BatchOutcome::Committed {
+                self.shards[shard].install(key, &effect, appended);
+            }
+        }
+        for key in keys {
+            self.release_key(shard, &key, clock);
+        }
+    }
+
+    /// Gives up a hold whose `Locked` answer never left.
+    pub(super) fn abandon_hold(&mut self, hold: HoldId) {
+        if let Some(BatchHold { shard, keys, .. }) = self.batch_holds.try_remove(hold.0 as usize) {
+            for key in keys {
+                self.release_key(shard, &key, Clock::default());
+            }
+        }
+    }
+}
+
+enum AppendError {
+    Stall,
+    Failed(OpError),
+}
+
+fn effect_draft<'a>(key: &'a Key, effect: &'a KeyEffect, batch: Option<BatchMark>) -> Draft<'a> {
+    let (kind, value, expires_at_ms, purpose): (_, &[u8], _, _) = match effect {
+        KeyEffect::Put { value, expires_at_ms } => (RecordType::Put, value, *expires_at_ms, Purpose::Data),
+        KeyEffect::Delete => (RecordType::Delete, &[], 0, Purpose::Reserve),
+    };
+    let record = Record { kind, sequence: 0, database: 0, expires_at_ms, batch, key, value };
+    Draft { record, purpose }
+}

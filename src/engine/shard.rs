@@ -1,0 +1,436 @@
+//! A shard's state in memory: the index, the pending set in front of it, holds on keys, watches and expiries.
+//!
+//! The pending set holds what was appended to the log but is not yet on the device, with the values, so that a key can
+//! be read while its record's buffer is in flight. The index holds only what has been written.
+//!
+//! Invariants:
+//! - A key is in the pending set exactly while its newest record's frame is not written.
+//! - An operation that must wait between reading a key and writing it holds the key; whoever comes next waits in line.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
+
+use hashbrown::HashMap;
+use siphasher::sip::SipHasher13;
+
+use super::index::{Entry, HashIndex, Index, hash_key};
+use super::log::{Appended, ShardLog};
+use super::op::{Answer, Current, Key, KeyEffect, ShardId, Value};
+use crate::format::Place;
+use crate::format::superblock::Superblock;
+
+/// Hashes keys with the device's secret: no randomness of the process, no collisions that clients could choose.
+#[derive(Clone, Copy)]
+pub(super) struct SecretHash([u8; 16]);
+
+impl BuildHasher for SecretHash {
+    type Hasher = SipHasher13;
+    fn build_hasher(&self) -> SipHasher13 {
+        SipHasher13::new_with_key(&self.0)
+    }
+    fn hash_one<T: std::hash::Hash>(&self, x: T) -> u64 {
+        let mut hasher = self.build_hasher();
+        x.hash(&mut hasher);
+        hasher.finish()
+    }
+}
+
+pub(super) type KeyMap<V> = HashMap<Key, V, SecretHash>;
+
+/// The newest state of a key whose record is not written yet.
+pub(super) struct Pending {
+    pub(super) value: Option<Value>,
+    pub(super) expires_at_ms: u64,
+    pub(super) at: Appended,
+    hash: u64,
+    /// Expired and reaped: absent, whatever the record says.
+    reaped: bool,
+}
+
+/// A key's state as far as memory knows it.
+pub(super) struct Lookup {
+    pub(super) current: Option<Current>,
+    /// Where the value is when it is not in `current`.
+    pub(super) entry: Option<Entry>,
+    /// The frame that must be durable before an answer that rests on this may leave; 0 for none.
+    pub(super) depends_on: u64,
+}
+
+/// Operations waiting for a key.
+#[derive(Default)]
+pub(super) struct Hold {
+    pub(super) waiters: VecDeque<usize>,
+}
+
+struct Watch {
+    count: usize,
+    version: u64,
+}
+
+/// Answers that wait for a frame.
+pub(super) type Waiters = BTreeMap<u64, Vec<(u64, Answer)>>;
+
+/// What recovery hands over.
+pub struct ShardState {
+    pub(super) id: ShardId,
+    pub(super) index: HashIndex,
+    pub(super) log: ShardLog,
+    pub(super) places: BTreeMap<u32, Place>,
+    pub(super) durable_frame: u64,
+    pub(super) clean: bool,
+}
+
+impl ShardState {
+    /// Keys in it, expired ones that are still stored included.
+    pub fn key_count(&self) -> u64 {
+        self.index.len()
+    }
+
+    /// Which shard it is.
+    pub fn id(&self) -> ShardId {
+        self.id
+    }
+}
+
+/// One shard.
+pub(super) struct Shard {
+    pub(super) id: ShardId,
+    superblock: Arc<Superblock>,
+    index: HashIndex,
+    pending: KeyMap<Pending>,
+    pub(super) holds: KeyMap<Hold>,
+    /// Operations that wait for room in the log, in order.
+    pub(super) stalled: VecDeque<usize>,
+    /// Operations that wait behind a Clear; the Clear is the first.
+    pub(super) gate: VecDeque<usize>,
+    pub(super) log: ShardLog,
+    places: BTreeMap<u32, Place>,
+    watches: KeyMap<Watch>,
+    version: u64,
+    expiries: BTreeSet<(u64, Key)>,
+    live: u64,
+    live_bytes: u64,
+    /// Frames up to this one are on the device, maybe in its volatile cache.
+    pub(super) written_frame: u64,
+    /// Frames up to this one are durable.
+    pub(super) durable_frame: u64,
+    /// The frame of the last Clear.
+    clear_frame: u64,
+    /// Answers that wait for a frame to be durable.
+    pub(super) waiters: Waiters,
+    /// Keys whose last write ended in an unknown outcome.
+    unknown: KeyMap<()>,
+    /// A Clear ended in an unknown outcome: nothing can be said about any key.
+    unknown_all: bool,
+    /// The last frame on the device was written by a clean stop.
+    pub(super) clean: bool,
+}
+
+impl Shard {
+    pub(super) fn new(state: ShardState, superblock: Arc<Superblock>) -> Shard {
+        let hash = SecretHash(superblock.secret);
+        let mut expiries = BTreeSet::new();
+        let mut live_bytes = 0;
+        let mut cursor = 0;
+        loop {
+            cursor = state.index.scan(cursor, 1024, &mut |key, entry| {
+                live_bytes += u64::from(entry.size);
+                if entry.expires_at_ms != 0 {
+                    expiries.insert((entry.expires_at_ms, Key::copy_from_slice(key)));
+                }
+            });
+            if cursor == 0 {
+                break;
+            }
+        }
+        Shard {
+            id: state.id,
+            live: state.index.len(),
+            index: state.index,
+            pending: KeyMap::with_hasher(hash),
+            holds: KeyMap::with_hasher(hash),
+            stalled: VecDeque::new(),
+            gate: VecDeque::new(),
+            log: state.log,
+            places: state.places,
+            watches: KeyMap::with_hasher(hash),
+            version: 0,
+            expiries,
+            live_bytes,
+            written_frame: state.durable_frame,
+            durable_frame: state.durable_frame,
+            clear_frame: 0,
+            waiters: Waiters::new(),
+            unknown: KeyMap::with_hasher(hash),
+            unknown_all: false,
+            clean: state.clean,
+            superblock,
+        }
+    }
+
+    fn hash(&self, key: &[u8]) -> u64 {
+        hash_key(&self.superblock.secret, key)
+    }
+
+    /// Keys that are there. Expired ones that were not reaped yet count, as in Redis; callers reap first.
+    pub(super) fn live(&self) -> u64 {
+        self.live
+    }
+
+    /// Bytes of the newest records that are on the device.
+    pub(super) fn live_bytes(&self) -> u64 {
+        self.live_bytes
+    }
+
+    /// Keys whose value is not on the device yet.
+    pub(super) fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// The place that records of an extent were written for.
+    pub(super) fn place_of(&self, extent: u32) -> Option<Place> {
+        if let Some(open) = self.log.open_extent()
+            && open.header.extent == extent
+        {
+            return Some(open.place);
+        }
+        self.places.get(&extent).copied()
+    }
+
+    /// Remembers the open extent's place beyond its closing.
+    pub(super) fn remember_place(&mut self) {
+        if let Some(open) = self.log.open_extent() {
+            self.places.insert(open.header.extent, open.place);
+        }
+    }
+
+    /// Whether a key's outcome is unknown until a restart.
+    pub(super) fn is_unknown(&self, key: &Key) -> bool {
+        self.unknown_all || (!self.unknown.is_empty() && self.unknown.contains_key(key))
+    }
+
+    /// What memory knows of a key. Reaps it when it has expired.
+    pub(super) fn lookup(&mut self, key: &Key, now_ms: u64) -> Lookup {
+        let expired = |at: u64| at != 0 && at <= now_ms;
+        if let Some(pending) = self.pending.get(key) {
+            let depends_on = pending.at.frame;
+            match &pending.value {
+                Some(value) if !pending.reaped && !expired(pending.expires_at_ms) => {
+                    let current = Current {
+                        expires_at_ms: pending.expires_at_ms,
+                        size: value.len() as u64,
+                        value: Some(value.clone()),
+                    };
+                    return Lookup { current: Some(current), entry: None, depends_on };
+                }
+                Some(_) if !pending.reaped => self.reap(key),
+                _ => {}
+            }
+            return Lookup { current: None, entry: None, depends_on };
+        }
+        match self.index.get(self.hash(key), key).copied() {
+            Some(entry) if !expired(entry.expires_at_ms) => {
+                let current = Current {
+                    expires_at_ms: entry.expires_at_ms,
+                    size: u64::from(entry.value_size),
+                    value: None,
+                };
+                Lookup { current: Some(current), entry: Some(entry), depends_on: 0 }
+            }
+            Some(_) => {
+                self.reap(key);
+                Lookup { current: None, entry: None, depends_on: self.clear_frame }
+            }
+            None => Lookup { current: None, entry: None, depends_on: self.clear_frame },
+        }
+    }
+
+    /// Forgets an expired key. Nothing is logged: its record says itself when it ends.
+    fn reap(&mut self, key: &Key) {
+        self.touch(key);
+        if let Some(pending) = self.pending.get_mut(key) {
+            if pending.value.is_some() && !pending.reaped {
+                pending.reaped = true;
+                self.live -= 1;
+                let expiry = (pending.expires_at_ms, key.clone());
+                self.expiries.remove(&expiry);
+            }
+        } else if let Some(entry) = self.index.remove(self.hash(key), key) {
+            self.live -= 1;
+            self.live_bytes -= u64::from(entry.size);
+            self.expiries.remove(&(entry.expires_at_ms, key.clone()));
+        }
+    }
+
+    /// Reaps up to `count` keys that have expired. True when more may be due.
+    pub(super) fn reap_expired(&mut self, now_ms: u64, count: usize) -> bool {
+        for _ in 0..count {
+            match self.expiries.first() {
+                Some((at, key)) if *at <= now_ms => {
+                    let key = key.clone();
+                    self.reap(&key);
+                }
+                _ => return false,
+            }
+        }
+        true
+    }
+
+    /// When the next key expires.
+    pub(super) fn next_expiry_ms(&self) -> Option<u64> {
+        self.expiries.first().map(|(at, _)| *at)
+    }
+
+    /// Makes an appended effect the key's newest state.
+    pub(super) fn install(&mut self, key: Key, effect: &KeyEffect, at: Appended) {
+        self.touch(&key);
+        let hash = self.hash(&key);
+        let before = match self.pending.get(&key) {
+            Some(pending) => (pending.value.is_some() && !pending.reaped).then_some(pending.expires_at_ms),
+            None => self.index.get(hash, &key).map(|entry| entry.expires_at_ms),
+        };
+        if let Some(expires_at_ms) = before {
+            self.live -= 1;
+            if expires_at_ms != 0 {
+                self.expiries.remove(&(expires_at_ms, key.clone()));
+            }
+        }
+        let (value, expires_at_ms) = match effect {
+            KeyEffect::Put { value, expires_at_ms } => {
+                self.live += 1;
+                if *expires_at_ms != 0 {
+                    self.expiries.insert((*expires_at_ms, key.clone()));
+                }
+                (Some(value.clone()), *expires_at_ms)
+            }
+            KeyEffect::Delete => (None, 0),
+        };
+        let pending = Pending { value, expires_at_ms, at, hash, reaped: false };
+        if at.frame <= self.written_frame {
+            self.settle(&key, &pending);
+            self.pending.remove(&key);
+        } else {
+            self.pending.insert(key, pending);
+        }
+    }
+
+    /// Moves a written state into the index.
+    fn settle(&mut self, key: &Key, pending: &Pending) {
+        let before = match &pending.value {
+            Some(value) if !pending.reaped => {
+                let entry = Entry {
+                    extent: pending.at.extent,
+                    offset: pending.at.offset,
+                    size: pending.at.size,
+                    value_size: value.len() as u32,
+                    sequence: pending.at.sequence,
+                    expires_at_ms: pending.expires_at_ms,
+                };
+                self.live_bytes += u64::from(entry.size);
+                self.index.insert(pending.hash, key, entry)
+            }
+            _ => self.index.remove(pending.hash, key),
+        };
+        self.live_bytes -= before.map_or(0, |entry| u64::from(entry.size));
+    }
+
+    /// A frame is on the device: its records can be read from there.
+    pub(super) fn on_written(&mut self, frame: u64, entries: Vec<(Key, u64)>) {
+        self.written_frame = self.written_frame.max(frame);
+        for (key, sequence) in entries {
+            if self.pending.get(&key).is_some_and(|pending| pending.at.sequence == sequence)
+                && let Some(pending) = self.pending.remove(&key)
+            {
+                self.settle(&key, &pending);
+            }
+        }
+    }
+
+    /// Drops every key. The record that says so is in `frame`.
+    pub(super) fn clear(&mut self, frame: u64) {
+        let watched: Vec<Key> = self.watches.keys().cloned().collect();
+        for key in watched {
+            if self.pending.contains_key(&key) || self.index.get(self.hash(&key), &key).is_some() {
+                self.touch(&key);
+            }
+        }
+        self.index.clear();
+        self.pending.clear();
+        self.expiries.clear();
+        self.live = 0;
+        self.live_bytes = 0;
+        self.clear_frame = frame;
+    }
+
+    /// After a failed write or flush: what was pending may or may not be there after a restart.
+    pub(super) fn poison(&mut self) {
+        for (key, _) in self.pending.drain() {
+            self.unknown.insert(key, ());
+        }
+        self.unknown_all |= self.clear_frame > self.durable_frame;
+    }
+
+    /// Marks one more key whose outcome only a restart tells.
+    pub(super) fn mark_unknown(&mut self, key: Key) {
+        self.unknown.insert(key, ());
+    }
+
+    /// The frame that an answer about the whole shard rests on.
+    pub(super) fn depends_on_all(&self) -> u64 {
+        let pending = if self.pending.is_empty() { 0 } else { self.log.last_frame() };
+        pending.max(self.clear_frame)
+    }
+
+    fn touch(&mut self, key: &Key) {
+        if !self.watches.is_empty()
+            && let Some(watch) = self.watches.get_mut(key)
+        {
+            self.version += 1;
+            watch.version = self.version;
+        }
+    }
+
+    /// Starts a watch and returns the key's version.
+    pub(super) fn watch(&mut self, key: Key) -> u64 {
+        let version = self.version;
+        let watch = self.watches.entry(key).or_insert(Watch { count: 0, version });
+        watch.count += 1;
+        watch.version
+    }
+
+    /// Ends one watch.
+    pub(super) fn unwatch(&mut self, key: &Key) {
+        if let Some(watch) = self.watches.get_mut(key) {
+            watch.count -= 1;
+            if watch.count == 0 {
+                self.watches.remove(key);
+            }
+        }
+    }
+
+    /// Whether a watched key is as it was.
+    pub(super) fn is_unchanged(&self, key: &Key, version: u64) -> bool {
+        self.watches.get(key).is_some_and(|watch| watch.version == version)
+    }
+
+    /// Live keys from a cursor on, and the next cursor.
+    pub(super) fn scan(&mut self, cursor: u64, count: usize, now_ms: u64) -> (u64, Vec<Key>) {
+        let mut keys = Vec::new();
+        let live = |expires_at_ms: u64| expires_at_ms == 0 || expires_at_ms > now_ms;
+        let pending = &self.pending;
+        let next = self.index.scan(cursor, count, &mut |key, entry| {
+            if live(entry.expires_at_ms) && !pending.contains_key(key) {
+                keys.push(Key::copy_from_slice(key));
+            }
+        });
+        // The pending set is small; its keys belong to the range of hashes that the index just covered.
+        for (key, pending) in &self.pending {
+            let in_range = pending.hash >= cursor && (next == 0 || pending.hash < next);
+            if in_range && pending.value.is_some() && !pending.reaped && live(pending.expires_at_ms) {
+                keys.push(key.clone());
+            }
+        }
+        (next, keys)
+    }
+}

@@ -1,0 +1,350 @@
+//! The superblock: what a device is formatted as. Four copies, each one block of 4096 bytes:
+//!
+//! ```text
+//!    0  8  magic "BASALTsb"            68  8  features that must be known
+//!    8  4  checksum of bytes 12..4096  76  8  features that may be ignored
+//!   12  4  format version              84  8  generation: one more at every update
+//!   16  1  copy index (0..4)           92  4  checksum of the previous generation's copy 0
+//!   17  1  index kind (0 hash)         96  8  boot: starts of the node on this device
+//!   18  2  shard count                104  8  created, milliseconds since the Unix epoch
+//!   20  4  block size                 112 16  secret of the keyed hash and the checksums
+//!   24  8  extent size                128 32  label, UTF-8, zero padded
+//!   32  4  extent count               160  8  database and quota fields: zero
+//!   36  8  device size                168     zero to the end
+//!   44 16  device UUID
+//!   60  8  zero
+//! ```
+//!
+//! An update writes copies 0 and 1, flushes, writes copies 2 and 3, flushes. Whatever a crash leaves, some generation
+//! then has two good copies, and [`choose`] takes the newest such one. It is the previous or the new generation,
+//! and since a start writes all four copies anew before anything else happens, it stays what it was found to be.
+
+use super::layout::{Layout, SUPERBLOCK_COPIES};
+use super::{FormatError, Reader};
+use crate::limits::SHARD_COUNT_MAX;
+
+/// Bytes of one copy.
+pub const SUPERBLOCK_SIZE: usize = 4096;
+
+/// `BASALTsb` as a little-endian number.
+pub const SUPERBLOCK_MAGIC: u64 = u64::from_le_bytes(*b"BASALTsb");
+
+/// The format that this version writes and reads.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// Features of this format version that a reader must know; there are none yet.
+pub const FEATURES_KNOWN: u64 = 0;
+
+const WHAT: &str = "superblock";
+const LABEL_SIZE: usize = 32;
+
+/// What a device is formatted as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Superblock {
+    /// Which device this is: recognised by this, never by path or order.
+    pub uuid: [u8; 16],
+    /// Secret of the keyed hash and the checksums.
+    pub secret: [u8; 16],
+    /// Where the extents are.
+    pub layout: Layout,
+    /// Bytes of one block of the log. A device opens it when its own block size divides it.
+    pub block_size: u32,
+    /// Shards that the keys are spread over.
+    pub shard_count: u16,
+    /// One more at every update.
+    pub generation: u64,
+    /// Checksum of copy 0 of the previous generation.
+    pub parent: u32,
+    /// Starts of the node on this device, so that nothing a start made can be taken for another's.
+    pub boot: u64,
+    /// When it was formatted, milliseconds since the Unix epoch.
+    pub created_ms: u64,
+    /// A name that people give it.
+    pub label: String,
+}
+
+impl Superblock {
+    /// The bytes of one copy, and its checksum.
+    pub fn encode(&self, copy: usize) -> Vec<u8> {
+        let mut out = Vec::with_capacity(SUPERBLOCK_SIZE);
+        out.extend_from_slice(&SUPERBLOCK_MAGIC.to_le_bytes());
+        out.extend_from_slice(&[0; 4]);
+        out.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+        out.push(copy as u8);
+        out.push(0);
+        out.extend_from_slice(&self.shard_count.to_le_bytes());
+        out.extend_from_slice(&self.block_size.to_le_bytes());
+        out.extend_from_slice(&self.layout.extent_size.to_le_bytes());
+        out.extend_from_slice(&self.layout.extent_count.to_le_bytes());
+        out.extend_from_slice(&self.layout.device_size.to_le_bytes());
+        out.extend_from_slice(&self.uuid);
+        out.extend_from_slice(&[0; 8]);
+        out.extend_from_slice(&FEATURES_KNOWN.to_le_bytes());
+        out.extend_from_slice(&0u64.to_le_bytes());
+        out.extend_from_slice(&self.generation.to_le_bytes());
+        out.extend_from_slice(&self.parent.to_le_bytes());
+        out.extend_from_slice(&self.boot.to_le_bytes());
+        out.extend_from_slice(&self.created_ms.to_le_bytes());
+        out.extend_from_slice(&self.secret);
+        let label = self.label.as_bytes();
+        let cut = self.label.floor_char_boundary(LABEL_SIZE);
+        out.extend_from_slice(&label[..cut]);
+        out.resize(SUPERBLOCK_SIZE, 0);
+        let sum = crc32fast::hash(&out[12..]);
+        out[8..12].copy_from_slice(&sum.to_le_bytes());
+        out
+    }
+
+    /// Reads one copy, and says which it is. The checksum comes before any other field is believed.
+    pub fn decode(bytes: &[u8]) -> Result<(usize, Superblock), FormatError> {
+        let bytes = bytes.get(..SUPERBLOCK_SIZE).ok_or(FormatError::Short {
+            what: WHAT,
+            expected: SUPERBLOCK_SIZE,
+            got: bytes.len(),
+        })?;
+        let mut reader = Reader::new(WHAT, bytes);
+        let magic = reader.u64()?;
+        if magic != SUPERBLOCK_MAGIC {
+            return Err(FormatError::Magic { what: WHAT, expected: SUPERBLOCK_MAGIC, got: magic });
+        }
+        let stored = reader.u32()?;
+        let expected = crc32fast::hash(&bytes[12..]);
+        if stored != expected {
+            return Err(FormatError::Checksum { what: WHAT, expected, got: stored });
+        }
+        let field = |field, got| FormatError::Field { what: WHAT, field, got };
+        let version = reader.u32()?;
+        if version != FORMAT_VERSION {
+            return Err(FormatError::Version { expected: FORMAT_VERSION, got: version });
+        }
+        let copy = usize::from(reader.u8()?);
+        if copy >= SUPERBLOCK_COPIES {
+            return Err(field("copy index", copy as u64));
+        }
+        let index_kind = reader.u8()?;
+        if index_kind != 0 {
+            return Err(field("index kind", u64::from(index_kind)));
+        }
+        let shard_count = reader.u16()?;
+        if shard_count == 0 || shard_count > SHARD_COUNT_MAX {
+            return Err(field("shard count", u64::from(shard_count)));
+        }
+        let block_size = reader.u32()?;
+        if !block_size.is_power_of_two() || !(512..=65_536).contains(&block_size) {
+            return Err(field("block size", u64::from(block_size)));
+        }
+        let extent_size = reader.u64()?;
+        if !extent_size.is_power_of_two() || extent_size > 1 << 30 || extent_size < u64::from(block_size) * 4 {
+            return Err(field("extent size", extent_size));
+        }
+        let extent_count = reader.u32()?;
+        let device_size = reader.u64()?;
+        let layout = Layout { device_size, extent_size, extent_count };
+        if layout.extent_offset(extent_count) > layout.superblock_offset(2) {
+            return Err(field("extent count", u64::from(extent_count)));
+        }
+        let uuid = reader.array()?;
+        reader.zeros(8, "reserved bytes")?;
+        let unknown = reader.u64()? & !FEATURES_KNOWN;
+        if unknown != 0 {
+            return Err(FormatError::UnknownFeature { bits: unknown });
+        }
+        reader.u64()?;
+        let generation = reader.u64()?;
+        let parent = reader.u32()?;
+        let boot = reader.u64()?;
+        let created_ms = reader.u64()?;
+        let secret = reader.array()?;
+        let label: [u8; LABEL_SIZE] = reader.array()?;
+        let label_size = label.iter().rposition(|b| *b != 0).map_or(0, |last| last + 1);
+        let label = String::from_utf8_lossy(&label[..label_size]).into_owned();
+        reader.zeros(SUPERBLOCK_SIZE - reader.position(), "reserved bytes")?;
+        let superblock =
+            Superblock { uuid, secret, layout, block_size, shard_count, generation, parent, boot, created_ms, label };
+        Ok((copy, superblock))
+    }
+
+    /// The next generation, made from this one.
+    pub fn next(&self) -> Superblock {
+        let copy0 = self.encode(0);
+        let mut parent = [0; 4];
+        parent.copy_from_slice(&copy0[8..12]);
+        Superblock { generation: self.generation + 1, parent: u32::from_le_bytes(parent), ..self.clone() }
+    }
+}
+
+/// Which copies agree on what: the superblock of a device, or why there is none.
+#[derive(Debug, Clone)]
+pub struct Quorum {
+    /// The newest generation that two copies agree on.
+    pub superblock: Superblock,
+    /// Copies that are not it, each with what is wrong with it.
+    pub bad: Vec<(usize, String)>,
+}
+
+/// Why no superblock could be chosen.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoQuorum {
+    /// None of the copies was ever one.
+    #[error("not a Basalt device (no superblock)")]
+    NotFormatted,
+    /// Some are there, but no two agree.
+    #[error("the superblock is damaged: no two of its {copies} copies agree ({detail})", copies = SUPERBLOCK_COPIES)]
+    Damaged {
+        /// What is wrong with each.
+        detail: String,
+    },
+    /// It needs another version of basalt.
+    #[error(transparent)]
+    Foreign(FormatError),
+}
+
+/// Chooses from the copies as read: the newest generation with two good copies.
+pub fn choose(copies: &[Vec<u8>; SUPERBLOCK_COPIES]) -> Result<Quorum, NoQuorum> {
+    let decoded: Vec<Result<Superblock, FormatError>> = copies
+        .iter()
+        .enumerate()
+        .map(|(at, bytes)| match Superblock::decode(bytes) {
+            // A good copy at another copy's place is a misdirected write.
+            Ok((copy, _)) if copy != at => {
+                Err(FormatError::Field { what: WHAT, field: "copy index", got: copy as u64 })
+            }
+            Ok((_, superblock)) => Ok(superblock),
+            Err(error) => Err(error),
+        })
+        .collect();
+    let best = decoded
+        .iter()
+        .flatten()
+        .filter(|one| decoded.iter().flatten().filter(|other| other == one).count() >= 2)
+        .max_by_key(|one| one.generation);
+    if let Some(best) = best {
+        let bad = decoded.iter().enumerate().filter_map(|(at, one)| match one {
+            Ok(one) if one == best => None,
+            Ok(one) => Some((at, format!("generation {} instead of {}", one.generation, best.generation))),
+            Err(error) => Some((at, error.to_string())),
+        });
+        return Ok(Quorum { superblock: best.clone(), bad: bad.collect() });
+    }
+    let foreign = decoded.iter().find_map(|one| match one {
+        Err(error @ (FormatError::Version { .. } | FormatError::UnknownFeature { .. })) => Some(error.clone()),
+        _ => None,
+    });
+    if let Some(error) = foreign {
+        return Err(NoQuorum::Foreign(error));
+    }
+    if decoded.iter().all(|one| matches!(one, Err(FormatError::Magic { .. } | FormatError::Short { .. }))) {
+        return Err(NoQuorum::NotFormatted);
+    }
+    let detail = decoded.iter().enumerate().map(|(at, one)| match one {
+        Ok(one) => format!("copy {at}: generation {}", one.generation),
+        Err(error) => format!("copy {at}: {error}"),
+    });
+    Err(NoQuorum::Damaged { detail: detail.collect::<Vec<_>>().join("; ") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::layout;
+
+    fn sample() -> Superblock {
+        Superblock {
+            uuid: [7; 16],
+            secret: [9; 16],
+            layout: layout::choose(1 << 30, 16).unwrap(),
+            block_size: 4096,
+            shard_count: 16,
+            generation: 3,
+            parent: 0x1234,
+            boot: 2,
+            created_ms: 1_700_000_000_000,
+            label: "büro".into(),
+        }
+    }
+
+    fn copies(of: &Superblock) -> [Vec<u8>; 4] {
+        std::array::from_fn(|copy| of.encode(copy))
+    }
+
+    #[test]
+    fn round_trip() {
+        for copy in 0..4 {
+            let bytes = sample().encode(copy);
+            assert_eq!(bytes.len(), SUPERBLOCK_SIZE);
+            assert_eq!(Superblock::decode(&bytes), Ok((copy, sample())));
+        }
+    }
+
+    #[test]
+    fn any_flipped_bit_is_noticed() {
+        let bytes = sample().encode(1);
+        for at in 0..bytes.len() {
+            for bit in 0..8 {
+                let mut flipped = bytes.clone();
+                flipped[at] ^= 1 << bit;
+                assert!(Superblock::decode(&flipped).is_err(), "byte {at} bit {bit}");
+            }
+        }
+        for cut in [0, 1, 11, 12, 100, 4095] {
+            assert!(Superblock::decode(&bytes[..cut]).is_err());
+        }
+    }
+
+    #[test]
+    fn fields_are_checked_even_under_a_right_checksum() {
+        for (at, value) in [(12, 2u8), (16, 4), (17, 1), (18, 0), (20, 1), (60, 1), (68, 1), (2000, 1)] {
+            let mut bytes = sample().encode(0);
+            bytes[at] = value;
+            if at == 18 {
+                bytes[19] = 0;
+            }
+            let sum = crc32fast::hash(&bytes[12..]);
+            bytes[8..12].copy_from_slice(&sum.to_le_bytes());
+            assert!(Superblock::decode(&bytes).is_err(), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn every_crash_during_an_update_leaves_the_old_or_the_new_generation() {
+        let old = sample();
+        let new = old.next();
+        assert_eq!(new.generation, old.generation + 1);
+        let (olds, news) = (copies(&old), copies(&new));
+        let torn = vec![0xa5; SUPERBLOCK_SIZE];
+        // Each copy of the pair being written is old, new or torn; the other pair is settled.
+        for first in 0..9usize {
+            for phase in 0..2 {
+                let mut state = if phase == 0 { olds.clone() } else { news.clone() };
+                for (slot, pick) in [(phase * 2, first % 3), (phase * 2 + 1, first / 3)] {
+                    state[slot] = [&olds[slot], &news[slot], &torn][pick].clone();
+                }
+                let chosen = choose(&state).unwrap().superblock;
+                assert!(chosen == old || chosen == new);
+                if phase == 1 {
+                    assert_eq!(chosen, new, "copies 0 and 1 were durable");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn two_bad_copies_are_survived_and_named_three_are_not() {
+        let mut state = copies(&sample());
+        state[0][100] ^= 1;
+        state[3] = state[2].clone();
+        let quorum = choose(&state).unwrap();
+        assert_eq!(quorum.superblock, sample());
+        assert_eq!(quorum.bad.iter().map(|(at, _)| *at).collect::<Vec<_>>(), [0, 3]);
+        state[1][200] ^= 1;
+        assert!(matches!(choose(&state), Err(NoQuorum::Damaged { .. })));
+        assert_eq!(choose(&std::array::from_fn(|_| vec![0; 4096])).unwrap_err(), NoQuorum::NotFormatted);
+    }
+
+    #[test]
+    fn the_label_is_cut_at_a_character() {
+        let long = Superblock { label: "ü".repeat(40), ..sample() };
+        let (_, back) = Superblock::decode(&long.encode(0)).unwrap();
+        assert_eq!(back.label, "ü".repeat(16));
+    }
+}
