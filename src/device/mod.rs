@@ -13,6 +13,9 @@
 //!   volatile cache or the write was FUA on a device that honours it.
 
 pub mod buffer;
+mod check;
+mod heap_pool;
+pub mod sim;
 
 use std::os::fd::BorrowedFd;
 
