@@ -14,6 +14,9 @@
 
 pub mod blocking;
 pub mod buffer;
+mod check;
+mod heap_pool;
+pub mod sim;
 
 use std::os::fd::BorrowedFd;
 
