@@ -5,4 +5,5 @@ pub mod device;
 pub mod engine;
 pub mod format;
 pub mod limits;
+pub mod reactor;
 pub mod ring;

@@ -4,6 +4,7 @@
 //! event for now (a connection that is not read from, because its replies wait) must take it out of its interest with
 //! [`Poller::modify`], or the reactor can't sleep.
 
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
@@ -63,18 +64,16 @@ impl PollerError {
 /// The epoll instance of one reactor.
 pub struct Poller {
     epoll: OwnedFd,
-    /// Reused by every wait.
-    buffer: Vec<epoll::Event>,
     registered_count: usize,
 }
 
 impl Poller {
     pub(super) fn new(wake: &EventFd) -> Result<Self, PollerError> {
-        let epoll =
-            epoll::create(epoll::CreateFlags::CLOEXEC).map_err(PollerError::of("create an epoll instance"))?;
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)
+            .map_err(PollerError::of("create an epoll instance"))?;
         epoll::add(&epoll, wake, epoll::EventData::new_u64(WAKE_KEY), epoll::EventFlags::IN)
             .map_err(PollerError::of("watch the eventfd"))?;
-        Ok(Poller { epoll, buffer: Vec::with_capacity(EVENT_COUNT_MAX), registered_count: 0 })
+        Ok(Poller { epoll, registered_count: 0 })
     }
 
     /// Watches a descriptor. Its events carry `key`.
@@ -130,17 +129,18 @@ impl Poller {
     }
 
     /// Returns whether the eventfd was among what is ready.
-    fn collect(&mut self, events: &mut Vec<Event>, timeout: Option<Duration>) -> Result<bool, PollerError> {
-        self.buffer.clear();
+    fn collect(&self, events: &mut Vec<Event>, timeout: Option<Duration>) -> Result<bool, PollerError> {
         let timeout = timeout.map(timespec);
-        let spare = rustix::buffer::spare_capacity(&mut self.buffer);
-        match epoll::wait(&self.epoll, spare, timeout.as_ref()) {
+        // On the stack and never initialised, so it costs nothing. Kept in the poller it would stop it from being `Send`.
+        let mut buffer = [MaybeUninit::uninit(); EVENT_COUNT_MAX];
+        let ready = match epoll::wait(&self.epoll, &mut buffer, timeout.as_ref()) {
+            Ok((ready, _rest)) => ready,
             // A signal: the caller looks around and sleeps again.
-            Ok(_) | Err(Errno::INTR) => {}
+            Err(Errno::INTR) => return Ok(false),
             Err(source) => return Err(PollerError { action: "wait for events", source }),
-        }
+        };
         let mut woken = false;
-        for &epoll::Event { flags, data } in &self.buffer {
+        for &mut epoll::Event { flags, data } in ready {
             if data.u64() == WAKE_KEY {
                 woken = true;
             } else {

@@ -44,6 +44,7 @@ impl EventFd {
 }
 
 impl Wake for EventFd {
+    #[expect(clippy::host_endian_bytes, reason = "the kernel reads the counter as its own u64")]
     fn wake(&self) {
         // The only error that can happen is EAGAIN, at 2^64 - 2 wakes that nobody took back: it is readable then.
         let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());

@@ -7,7 +7,8 @@
 pub mod park;
 mod spsc;
 mod sync;
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests;
 
 pub use spsc::{Consumer, Full, Producer, channel};

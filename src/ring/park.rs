@@ -30,17 +30,20 @@ pub struct Parker<W> {
 }
 
 impl<W: Wake> Parker<W> {
+    /// Announces that this thread is about to sleep, until the guard is dropped. Between this and the sleep everything that
+    /// wakers may have published must be looked at once more.
+    pub fn announce(&mut self) -> Announced<'_, W> {
+        self.shared.asleep.store(true, Ordering::Relaxed);
+        // The announcement comes before the last look: pairs with the fence in `Waker::wake`.
+        fence(Ordering::SeqCst);
+        Announced(&self.shared)
+    }
+
     /// Announces the sleep, asks `has_work` one last time and, if there is none, runs `sleep`. Returns what `sleep` returned,
     /// or `None` when there was work. `has_work` must look at everything that is published before a wake.
-    pub fn park<R>(
-        &mut self,
-        has_work: impl FnOnce() -> bool,
-        sleep: impl FnOnce(&W) -> R,
-    ) -> Option<R> {
-        let announced = Announced::new(&self.shared.asleep);
-        let result = if has_work() { None } else { Some(sleep(&self.shared.action)) };
-        drop(announced);
-        result
+    pub fn park<R>(&mut self, has_work: impl FnOnce() -> bool, sleep: impl FnOnce(&W) -> R) -> Option<R> {
+        let announced = self.announce();
+        if has_work() { None } else { Some(sleep(announced.action())) }
     }
 
     /// A waker of this thread.
@@ -58,7 +61,7 @@ impl<W: Wake> Waker<W> {
     /// Wakes the sleeper if it sleeps or is about to. To be called after the work for it was published.
     #[inline]
     pub fn wake(&self) {
-        // Pairs with the fence in `Announced::new`: see the top of this file.
+        // Pairs with the fence in `Parker::announce`: see the top of this file.
         fence(Ordering::SeqCst);
         if self.shared.asleep.load(Ordering::Relaxed) {
             self.wake_sleeper();
@@ -86,21 +89,19 @@ struct Shared<W> {
     action: W,
 }
 
-/// The announcement, taken back when the sleep is over, also by a panic.
-struct Announced<'a>(&'a AtomicBool);
+/// An announced sleep, taken back when this is dropped: after the sleep, instead of it, or by a panic.
+pub struct Announced<'a, W>(&'a Shared<W>);
 
-impl<'a> Announced<'a> {
-    fn new(asleep: &'a AtomicBool) -> Self {
-        asleep.store(true, Ordering::Relaxed);
-        // The announcement comes before the last look: pairs with the fence in `Waker::wake`.
-        fence(Ordering::SeqCst);
-        Announced(asleep)
+impl<W> Announced<'_, W> {
+    /// What to sleep on.
+    pub fn action(&self) -> &W {
+        &self.0.action
     }
 }
 
-impl Drop for Announced<'_> {
+impl<W> Drop for Announced<'_, W> {
     fn drop(&mut self) {
         // Relaxed: a waker that still sees the announcement wakes once for nothing, which is allowed.
-        self.0.store(false, Ordering::Relaxed);
+        self.0.asleep.store(false, Ordering::Relaxed);
     }
 }

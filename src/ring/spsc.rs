@@ -55,8 +55,7 @@ pub fn channel<T>(capacity: usize) -> (Producer<T>, Consumer<T>) {
         shared: shared.clone(),
         _not_sync: PhantomData,
     };
-    let consumer =
-        Consumer { head: INDEX_START, tail_cached: INDEX_START, shared, _not_sync: PhantomData };
+    let consumer = Consumer { head: INDEX_START, tail_cached: INDEX_START, shared, _not_sync: PhantomData };
     (producer, consumer)
 }
 
@@ -252,8 +251,7 @@ impl<T> Consumer<T> {
     pub fn take_starved(&mut self) -> bool {
         // The other half of the handshake in `Producer::has_room`.
         fence(Ordering::SeqCst);
-        self.shared.starved.0.load(Ordering::Relaxed)
-            && self.shared.starved.0.swap(false, Ordering::Relaxed)
+        self.shared.starved.0.load(Ordering::Relaxed) && self.shared.starved.0.swap(false, Ordering::Relaxed)
     }
 
     /// Entries that were published and not yet taken.
