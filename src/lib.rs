@@ -6,3 +6,5 @@ pub mod engine;
 pub mod format;
 pub mod limits;
 pub mod size;
+pub mod reactor;
+pub mod ring;
