@@ -5,6 +5,6 @@ pub mod device;
 pub mod engine;
 pub mod format;
 pub mod limits;
-pub mod size;
 pub mod reactor;
 pub mod ring;
+pub mod size;

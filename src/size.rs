@@ -40,7 +40,9 @@ mod tests {
 
     #[test]
     fn sizes_are_read_and_shown() {
-        for (text, bytes) in [("4GiB", 4 << 30), ("512 MiB", 512 << 20), ("64k", 64 << 10), ("7", 7), ("1TB", 1 << 40)] {
+        for (text, bytes) in
+            [("4GiB", 4 << 30), ("512 MiB", 512 << 20), ("64k", 64 << 10), ("7", 7), ("1TB", 1 << 40)]
+        {
             assert_eq!(parse(text), Ok(bytes));
         }
         for text in ["", "GiB", "-1", "1.5GiB", "4XiB", "99999999999TiB", "18446744073709551616"] {

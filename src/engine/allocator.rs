@@ -134,7 +134,9 @@ mod tests {
         let allocator = Allocator::new(1_000, 10, 1, 0);
         let mut all: Vec<u32> = std::thread::scope(|scope| {
             let takers: Vec<_> = (0..4)
-                .map(|_| scope.spawn(|| std::iter::from_fn(|| allocator.take(Purpose::Data)).collect::<Vec<_>>()))
+                .map(|_| {
+                    scope.spawn(|| std::iter::from_fn(|| allocator.take(Purpose::Data)).collect::<Vec<_>>())
+                })
                 .collect();
             takers.into_iter().flat_map(|taker| taker.join().unwrap()).collect()
         });

@@ -234,7 +234,8 @@ impl Batch {
     }
 
     fn commit(&mut self, send: &mut impl FnMut(ShardId, ShardOp)) -> Progress {
-        let mut shards = self.participants.iter().filter(|(_, one)| !one.effects.is_empty()).map(|(shard, _)| *shard);
+        let mut shards =
+            self.participants.iter().filter(|(_, one)| !one.effects.is_empty()).map(|(shard, _)| *shard);
         let coordinator = shards.next();
         let participant_count = 1 + shards.count() as u16;
         match coordinator {

@@ -98,7 +98,8 @@ fn missing_parts(shards: &[ScannedShard]) -> Vec<Damage> {
     for batch in shards.iter().flat_map(|shard| &shard.batches_seen) {
         *seen.entry(*batch).or_default() += 1;
     }
-    let commits = shards.iter().flat_map(|shard| shard.commits.iter().map(move |commit| (shard.id(), commit)));
+    let commits =
+        shards.iter().flat_map(|shard| shard.commits.iter().map(move |commit| (shard.id(), commit)));
     commits
         .filter(|(_, (batch, participants))| seen.get(batch).copied().unwrap_or(0) < *participants)
         .map(|(shard, (batch, participants))| Damage {

@@ -7,11 +7,11 @@
 //! - The flush is submitted after every write of the group has completed: it covers just those.
 //! - A failed write or flush is never retried: everything since the last good flush is unknown from then on.
 
+use super::Engine;
 use super::durability::{Durability, WRITE_DELAY_MS};
 use super::log::SealedFrame;
 use super::op::{Answer, Clock, OpError, Reply};
 use super::shard::Shard;
-use super::Engine;
 use crate::device::{Device, IoError};
 use crate::limits::FRAME_SIZE_TARGET;
 
@@ -145,7 +145,9 @@ impl<D: Device> Engine<D> {
         let Some(flush) = self.committer.decide(&self.shards, clock) else { return false };
         let mut group = Group { frames: Vec::new(), writes_left: 0, flush, flushing: false };
         for (at, shard) in self.shards.iter_mut().enumerate() {
-            let Some(SealedFrame { frame, writes, entries }) = shard.log.seal(shard.durable_frame) else { continue };
+            let Some(SealedFrame { frame, writes, entries }) = shard.log.seal(shard.durable_frame) else {
+                continue;
+            };
             shard.remember_place();
             for (offset, data) in writes {
                 self.committer.unflushed_size += data.len() as u64;

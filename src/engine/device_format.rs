@@ -34,7 +34,9 @@ pub enum OpenError {
     #[error(transparent)]
     Io(#[from] IoError),
     /// The device's blocks are larger than those it was formatted with.
-    #[error("it was formatted with blocks of {formatted} bytes, but this device has blocks of {device} bytes")]
+    #[error(
+        "it was formatted with blocks of {formatted} bytes, but this device has blocks of {device} bytes"
+    )]
     BlockSize {
         /// In the superblock.
         formatted: u32,
@@ -56,13 +58,18 @@ const LOG_BLOCK_SIZE_MIN: u32 = 4096;
 
 /// Formats a device: partition table, empty extents, superblocks, in that order, so that a crash before the end leaves
 /// none. Whatever was there is gone.
-pub fn format<D: Device>(device: &mut D, options: &FormatOptions, clock: Clock) -> Result<Superblock, OpenError> {
+pub fn format<D: Device>(
+    device: &mut D,
+    options: &FormatOptions,
+    clock: Clock,
+) -> Result<Superblock, OpenError> {
     let geometry = device.geometry().clone();
     let size = geometry.size();
     let layout = layout::choose(size, options.shard_count)?;
     let block_size = geometry.block_size.max(LOG_BLOCK_SIZE_MIN);
     // First of all no old superblock is left, then no old extent header.
-    let ends = [0, size - EXTENTS_OFFSET.min(size)].map(|at| at / u64::from(block_size) * u64::from(block_size));
+    let ends =
+        [0, size - EXTENTS_OFFSET.min(size)].map(|at| at / u64::from(block_size) * u64::from(block_size));
     for at in ends {
         let length = (EXTENTS_OFFSET.min(size - at) / u64::from(block_size) * u64::from(block_size)) as usize;
         blocking::write(device, at, &vec![0; length])?;

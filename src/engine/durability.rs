@@ -21,7 +21,9 @@ pub const WRITE_DELAY_MS: u64 = 1_000;
 
 /// What is wrong with a durability mode.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("'{0}' is not a durability mode; use always, interval=MS (1 to 3600000), bytes=N (1 to 1GiB; KiB, MiB and GiB are understood) or never")]
+#[error(
+    "'{0}' is not a durability mode; use always, interval=MS (1 to 3600000), bytes=N (1 to 1GiB; KiB, MiB and GiB are understood) or never"
+)]
 pub struct BadDurability(pub String);
 
 impl FromStr for Durability {
@@ -38,7 +40,10 @@ impl FromStr for Durability {
                 Ok(Durability::Interval(ms))
             }
             Some(("bytes", size)) => {
-                let size = crate::size::parse(size).ok().filter(|size| (1..=1 << 30).contains(size)).ok_or_else(bad)?;
+                let size = crate::size::parse(size)
+                    .ok()
+                    .filter(|size| (1..=1 << 30).contains(size))
+                    .ok_or_else(bad)?;
                 Ok(Durability::Bytes(size))
             }
             _ => Err(bad()),
@@ -73,7 +78,9 @@ mod tests {
             assert_eq!(text.parse(), Ok(mode));
             assert_eq!(mode.to_string(), back);
         }
-        for text in ["", "Always", "interval", "interval=0", "interval=x", "bytes=0", "bytes=2GiB", "never=1", "sync"] {
+        for text in
+            ["", "Always", "interval", "interval=0", "interval=x", "bytes=0", "bytes=2GiB", "never=1", "sync"]
+        {
             assert!(text.parse::<Durability>().is_err(), "{text}");
         }
     }

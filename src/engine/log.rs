@@ -11,12 +11,12 @@ use bytes::Bytes;
 
 use super::allocator::{Allocator, Purpose};
 use super::op::Key;
+use crate::format::Place;
 use crate::format::extent::ExtentHeader;
 use crate::format::frame::{FRAME_HEADER_SIZE, FrameHeader};
 use crate::format::record::Record;
 use crate::format::slot::ShardId;
 use crate::format::superblock::Superblock;
-use crate::format::Place;
 use crate::limits::FRAME_SIZE_TARGET;
 
 /// The extent that is being filled.

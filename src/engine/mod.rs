@@ -152,7 +152,11 @@ impl<D: Device> Engine<D> {
         out.append(&mut self.answers);
         drained?;
         // Only now is everything before it known to be durable, which is what the mark says.
-        for shard in self.shards.iter_mut().filter(|shard| !shard.clean || shard.log.last_frame() > shard.durable_frame) {
+        for shard in self
+            .shards
+            .iter_mut()
+            .filter(|shard| !shard.clean || shard.log.last_frame() > shard.durable_frame)
+        {
             shard.log.mark_clean_stop();
         }
         self.committer.force_flush();
@@ -165,7 +169,8 @@ impl<D: Device> Engine<D> {
             if let Some(error) = self.committer.poisoned() {
                 return Err(error);
             }
-            let idle = self.queue.is_idle() && !self.committer.has_work(&self.shards) && self.reads.is_empty();
+            let idle =
+                self.queue.is_idle() && !self.committer.has_work(&self.shards) && self.reads.is_empty();
             if idle && self.shards.iter().all(|shard| shard.stalled.is_empty()) {
                 return Ok(());
             }
@@ -252,7 +257,9 @@ impl<D: Device> Engine<D> {
         let progress = !finished.is_empty();
         for one in finished.drain(..) {
             match one.purpose {
-                io_queue::Purpose::Read { job, at } => self.on_read_piece(job, at, one.buf, one.status, clock),
+                io_queue::Purpose::Read { job, at } => {
+                    self.on_read_piece(job, at, one.buf, one.status, clock)
+                }
                 io_queue::Purpose::Write => self.on_group_write(one.status, clock),
                 io_queue::Purpose::Flush => self.on_group_flush(one.status, clock),
             }

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use super::Engine;
 use super::action::{Action, Need};
 use super::allocator::Purpose;
 use super::log::{Appended, Draft, NoRoom};
@@ -14,7 +15,6 @@ use super::op::{
 };
 use super::reads::ReadFor;
 use super::shard::Hold;
-use super::{Engine, action};
 use crate::device::Device;
 use crate::format::record::{BatchMark, Record, RecordType};
 use crate::limits::KEY_SIZE_MAX;
@@ -77,20 +77,6 @@ pub(super) struct BatchHold {
     shard: usize,
     keys: Vec<Key>,
     prepared: Vec<(Key, KeyEffect, Appended)>,
-}
-
-/// Whether an action can change its key.
-fn writes(action: &Action) -> bool {
-    !matches!(
-        action,
-        Action::Get
-            | Action::Exists
-            | Action::Type
-            | Action::Strlen
-            | Action::Ttl(_)
-            | Action::GetRange { .. }
-            | Action::GetExpire(action::Expiry::Keep)
-    )
 }
 
 impl<D: Device> Engine<D> {
@@ -209,16 +195,13 @@ impl<D: Device> Engine<D> {
         let lookup = self.shards[at].lookup(&key, clock.unix_ms);
         match lookup.entry {
             Some(entry) if action.need() == Need::Value => {
-                let held = writes(&action);
+                let held = action.is_write();
                 if held {
                     self.shards[at].holds.insert(key.clone(), Hold::default());
                 }
                 let expires_at_ms = entry.expires_at_ms;
-                let id = self.suspend(
-                    at,
-                    token,
-                    State::Reading { key: key.clone(), action, expires_at_ms, held },
-                );
+                let id =
+                    self.suspend(at, token, State::Reading { key: key.clone(), action, expires_at_ms, held });
                 self.start_read(at, key, entry, ReadFor::Key(id));
             }
             _ => self.finish_key(at, token, key, action, lookup.current, lookup.depends_on, false, clock),
@@ -253,7 +236,10 @@ impl<D: Device> Engine<D> {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the parts of one operation, which live only here together")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the parts of one operation, which live only here together"
+    )]
     fn finish_key(
         &mut self,
         at: usize,
@@ -541,7 +527,13 @@ impl<D: Device> Engine<D> {
     }
 
     /// Logs a batch's effects. Gives itself back when the log has no room yet.
-    fn prepare(&mut self, at: usize, token: u64, mut prepare: Box<PrepareState>, clock: Clock) -> Option<State> {
+    fn prepare(
+        &mut self,
+        at: usize,
+        token: u64,
+        mut prepare: Box<PrepareState>,
+        clock: Clock,
+    ) -> Option<State> {
         let batch = BatchMark {
             boot: prepare.batch.boot,
             number: prepare.batch.number,
@@ -586,7 +578,11 @@ impl<D: Device> Engine<D> {
             sequence: 0,
             database: 0,
             expires_at_ms: 0,
-            batch: Some(BatchMark { boot: batch.boot, number: batch.number, coordinator: self.shards[at].id }),
+            batch: Some(BatchMark {
+                boot: batch.boot,
+                number: batch.number,
+                coordinator: self.shards[at].id,
+            }),
             key: &[],
             value: &participant_count.to_le_bytes(),
         };
@@ -600,7 +596,9 @@ impl<D: Device> Engine<D> {
 
     fn release_hold(&mut self, token: u64, hold: HoldId, outcome: BatchOutcome, clock: Clock) {
         self.answers.push((token, Answer::Done));
-        let Some(BatchHold { shard, keys, prepared }) = self.batch_holds.try_remove(hold.0 as usize) else { return };
+        let Some(BatchHold { shard, keys, prepared }) = self.batch_holds.try_remove(hold.0 as usize) else {
+            return;
+        };
         // A batch that failed although its parts were logged: on a failed device only a restart tells.
         let unknown = outcome == BatchOutcome::Unknown
             || (outcome == BatchOutcome::Aborted && self.committer.poisoned().is_some());

@@ -6,10 +6,10 @@
 
 use bytes::Bytes;
 
+use super::Engine;
 use super::index::Entry;
 use super::io_queue::Purpose;
 use super::op::{Clock, Key, OpError, Value};
-use super::Engine;
 use crate::device::{Device, DmaBuf, IoError};
 use crate::format::record::{Record, RecordType};
 
@@ -105,9 +105,10 @@ impl<D: Device> Engine<D> {
         if job.pieces_left > 0 {
             return;
         }
+        let assembled = std::mem::take(&mut job.assembled);
         let whole: &[u8] = match &buf {
-            Some(buf) if job.assembled.is_empty() => buf,
-            _ => &job.assembled,
+            Some(buf) if assembled.is_empty() => buf,
+            _ => &assembled,
         };
         let job = &self.reads[id];
         let result = match &job.error {
@@ -139,7 +140,8 @@ impl<D: Device> Engine<D> {
         };
         let skip = entry.offset as usize % self.superblock.block_size as usize;
         let bytes = blocks.get(skip..skip + entry.size as usize).unwrap_or_default();
-        let decoded = Record::decode(bytes, place, entry.offset).map_err(|error| damaged(error.to_string()))?;
+        let decoded =
+            Record::decode(bytes, place, entry.offset).map_err(|error| damaged(error.to_string()))?;
         let record = decoded.record;
         if record.kind != RecordType::Put || record.key != &*job.key || record.sequence != entry.sequence {
             return Err(damaged("the record is another one than the index names".into()));

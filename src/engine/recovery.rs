@@ -158,7 +158,8 @@ fn frame_at(bytes: &[u8], at: usize, place: Place, superblock: &Superblock) -> O
     if !FrameHeader::has_magic(rest) {
         return None;
     }
-    let header = FrameHeader::decode(rest, place, at as u32, superblock.block_size, rest.len() as u64).ok()?;
+    let header =
+        FrameHeader::decode(rest, place, at as u32, superblock.block_size, rest.len() as u64).ok()?;
     Some((header, header.size as usize))
 }
 
@@ -286,7 +287,8 @@ impl<'a> Scan<'a> {
     fn extent(&mut self, header: &ExtentHeader, bytes: &[u8]) {
         let superblock = self.superblock;
         let block = superblock.block_size as usize;
-        let place = Place::new(&superblock.uuid, &superblock.secret, self.out.id, header.extent, header.epoch);
+        let place =
+            Place::new(&superblock.uuid, &superblock.secret, self.out.id, header.extent, header.epoch);
         self.headers.insert(header.extent, *header);
         self.out.places.insert(header.extent, place);
         let mut at = block;
@@ -421,14 +423,16 @@ fn read_frame(
     };
     for number in 0..header.record_count {
         let offset = (at + position) as u32;
-        let Decoded { record, size, value_intact } = match Record::decode(&bytes[position..payload], place, offset) {
-            Ok(decoded) => decoded,
-            Err(error) => {
-                let what = format!("records of frame {} from here on are unreadable: {error}", header.frame);
-                read.damage.push(damage(position, payload - position, None, what));
-                return read;
-            }
-        };
+        let Decoded { record, size, value_intact } =
+            match Record::decode(&bytes[position..payload], place, offset) {
+                Ok(decoded) => decoded,
+                Err(error) => {
+                    let what =
+                        format!("records of frame {} from here on are unreadable: {error}", header.frame);
+                    read.damage.push(damage(position, payload - position, None, what));
+                    return read;
+                }
+            };
         if record.sequence != header.first_sequence + u64::from(number) {
             let what = format!("sequence {} is out of order", record.sequence);
             read.damage.push(damage(position, size, Some(record.key), what));
@@ -461,7 +465,8 @@ fn read_frame(
         position += size;
     }
     if position != payload || bytes[payload..].iter().any(|byte| *byte != 0) {
-        let what = format!("frame {} does not end where its records do, or its padding is not zero", header.frame);
+        let what =
+            format!("frame {} does not end where its records do, or its padding is not zero", header.frame);
         read.damage.push(damage(position, bytes.len() - position, None, what));
     }
     read

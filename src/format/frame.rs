@@ -103,7 +103,10 @@ impl FrameHeader {
             return Err(field("frame size", u64::from(size)));
         }
         let payload_size = reader.u32()?;
-        if (payload_size as usize) < FRAME_HEADER_SIZE || payload_size > size || size - payload_size >= block_size {
+        if (payload_size as usize) < FRAME_HEADER_SIZE
+            || payload_size > size
+            || size - payload_size >= block_size
+        {
             return Err(field("payload size", u64::from(payload_size)));
         }
         let record_count = reader.u32()?;
@@ -174,7 +177,10 @@ mod tests {
             for bit in 0..8 {
                 let mut flipped = bytes;
                 flipped[at] ^= 1 << bit;
-                assert!(FrameHeader::decode(&flipped, place(), 4096, 4096, 8192).is_err(), "byte {at} bit {bit}");
+                assert!(
+                    FrameHeader::decode(&flipped, place(), 4096, 4096, 8192).is_err(),
+                    "byte {at} bit {bit}"
+                );
             }
         }
         assert_eq!(FrameHeader::claimed_place(&bytes), Some((5, ShardId(0))));

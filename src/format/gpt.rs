@@ -80,7 +80,9 @@ mod tests {
             let size = 64u64 << 20;
             let table = encode(&[3; 16], size, block_size);
             let block = block_size as usize;
-            for (bytes, own) in [(&table.start[block..], 1u64), (&table.end[16384..], size / u64::from(block_size) - 1)] {
+            for (bytes, own) in
+                [(&table.start[block..], 1u64), (&table.end[16384..], size / u64::from(block_size) - 1)]
+            {
                 assert_eq!(&bytes[..8], b"EFI PART");
                 assert_eq!(u64::from_le_bytes(bytes[24..32].try_into().unwrap()), own);
                 let mut header = bytes[..92].to_vec();
@@ -89,7 +91,10 @@ mod tests {
                 assert_eq!(stored, crc32fast::hash(&header));
             }
             assert_eq!(&table.start[510..512], &[0x55, 0xaa]);
-            assert!(table.start.len() as u64 <= DEVICE_MARGIN_SIZE && table.end.len() as u64 <= DEVICE_MARGIN_SIZE);
+            assert!(
+                table.start.len() as u64 <= DEVICE_MARGIN_SIZE
+                    && table.end.len() as u64 <= DEVICE_MARGIN_SIZE
+            );
         }
     }
 }

@@ -73,7 +73,8 @@ impl Layout {
 
 /// First byte of a superblock copy on a device of `device_size` bytes.
 pub fn superblock_offset(device_size: u64, copy: usize) -> u64 {
-    let area = if copy < 2 { DEVICE_MARGIN_SIZE } else { (device_size & !0xffff).saturating_sub(EXTENTS_OFFSET) };
+    let area =
+        if copy < 2 { DEVICE_MARGIN_SIZE } else { (device_size & !0xffff).saturating_sub(EXTENTS_OFFSET) };
     area + (copy as u64 % 2) * SUPERBLOCK_COPY_STRIDE
 }
 
@@ -83,9 +84,13 @@ mod tests {
 
     #[test]
     fn parts_do_not_overlap_and_extents_scale() {
-        for (size, extent_size) in
-            [(36u64 << 20, 1u64 << 20), ((256 << 20) + 4096, 2 << 20), (4 << 30, 32 << 20), (16 << 30, 64 << 20), (1 << 40, 64 << 20)]
-        {
+        for (size, extent_size) in [
+            (36u64 << 20, 1u64 << 20),
+            ((256 << 20) + 4096, 2 << 20),
+            (4 << 30, 32 << 20),
+            (16 << 30, 64 << 20),
+            (1 << 40, 64 << 20),
+        ] {
             let layout = choose(size, 16).unwrap();
             assert_eq!(layout.extent_size, extent_size, "{size}");
             let end = layout.extent_offset(layout.extent_count);

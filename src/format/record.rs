@@ -153,7 +153,11 @@ impl Record<'_> {
         }
         let expires_at_ms = if flags & FLAG_EXPIRY != 0 { reader.u64()? } else { 0 };
         let batch = if flags & FLAG_BATCH != 0 {
-            Some(BatchMark { boot: reader.u64()?, number: reader.u64()?, coordinator: ShardId(reader.u16()?) })
+            Some(BatchMark {
+                boot: reader.u64()?,
+                number: reader.u64()?,
+                coordinator: ShardId(reader.u16()?),
+            })
         } else {
             None
         };
@@ -275,7 +279,8 @@ mod tests {
         for _ in 0..20_000 {
             let bytes: Vec<u8> = (0..64)
                 .map(|_| {
-                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    state =
+                        state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                     (state >> 56) as u8
                 })
                 .collect();

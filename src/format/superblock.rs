@@ -134,7 +134,8 @@ impl Superblock {
             return Err(field("block size", u64::from(block_size)));
         }
         let extent_size = reader.u64()?;
-        if !extent_size.is_power_of_two() || extent_size > 1 << 30 || extent_size < u64::from(block_size) * 4 {
+        if !extent_size.is_power_of_two() || extent_size > 1 << 30 || extent_size < u64::from(block_size) * 4
+        {
             return Err(field("extent size", extent_size));
         }
         let extent_count = reader.u32()?;
@@ -159,8 +160,18 @@ impl Superblock {
         let label_size = label.iter().rposition(|b| *b != 0).map_or(0, |last| last + 1);
         let label = String::from_utf8_lossy(&label[..label_size]).into_owned();
         reader.zeros(SUPERBLOCK_SIZE - reader.position(), "reserved bytes")?;
-        let superblock =
-            Superblock { uuid, secret, layout, block_size, shard_count, generation, parent, boot, created_ms, label };
+        let superblock = Superblock {
+            uuid,
+            secret,
+            layout,
+            block_size,
+            shard_count,
+            generation,
+            parent,
+            boot,
+            created_ms,
+            label,
+        };
         Ok((copy, superblock))
     }
 
@@ -227,7 +238,9 @@ pub fn choose(copies: &[Vec<u8>; SUPERBLOCK_COPIES]) -> Result<Quorum, NoQuorum>
         return Ok(Quorum { superblock: best.clone(), bad: bad.collect() });
     }
     let foreign = decoded.iter().find_map(|one| match one {
-        Err(error @ (FormatError::Version { .. } | FormatError::UnknownFeature { .. })) => Some(error.clone()),
+        Err(error @ (FormatError::Version { .. } | FormatError::UnknownFeature { .. })) => {
+            Some(error.clone())
+        }
         _ => None,
     });
     if let Some(error) = foreign {
