@@ -67,3 +67,9 @@ const _: () = assert!(EXTENT_SIZE_MIN.is_power_of_two() && EXTENT_SIZE_MAX.is_po
 const _: () = assert!(SHARD_COUNT_DEFAULT <= SHARD_COUNT_MAX);
 // A frame at its target must fit the smallest extent beside its header block.
 const _: () = assert!((FRAME_SIZE_TARGET as u64) < EXTENT_SIZE_MIN);
+
+/// Requests that one reactor's connections may have under way; more wait in their connections' buffers.
+pub const NODE_TASKS_MAX: usize = 65_536;
+
+/// In-process callers of one node.
+pub const NODE_CLIENTS_MAX: usize = 64;

@@ -1,0 +1,32 @@
+//! What a node is told at its start.
+
+use crate::engine::durability::Durability;
+use crate::limits::CONNECTION_COUNT_MAX;
+use crate::reactor::SpinPolicy;
+
+/// Settings of a node beyond its device and its port.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// When a write is acknowledged.
+    pub durability: Durability,
+    /// The core that each reactor is pinned to; `None` leaves it to the kernel.
+    pub cores: Vec<Option<usize>>,
+    /// How long an idle reactor polls before it sleeps.
+    pub spin: SpinPolicy,
+    /// Connections that the whole node serves.
+    pub connection_count_max: usize,
+    /// In-process callers that will be given a [`super::Client`].
+    pub client_count: usize,
+}
+
+impl Default for NodeConfig {
+    fn default() -> Self {
+        NodeConfig {
+            durability: Durability::Always,
+            cores: vec![None],
+            spin: SpinPolicy::default(),
+            connection_count_max: CONNECTION_COUNT_MAX,
+            client_count: 0,
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! INFO and CONFIG: what a node says of itself, and what may be changed while it runs.
+
+use std::fmt::Write as _;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+
+use super::shared::Shared;
+use crate::engine::durability::Durability;
+use crate::net::glob;
+use crate::size;
+
+/// The Redis release whose commands, replies and error texts are followed; clients look at it to choose features.
+const REDIS_VERSION: &str = "7.0.15";
+
+const SECTIONS: [&str; 8] =
+    ["server", "clients", "memory", "persistence", "stats", "cpu", "device", "keyspace"];
+
+/// The text of INFO: the named sections, or all.
+pub(super) fn info(shared: &Shared, sections: &[Bytes]) -> String {
+    let all = sections.is_empty()
+        || sections.iter().any(|name| {
+            [&b"all"[..], b"default", b"everything"].iter().any(|word| name.eq_ignore_ascii_case(word))
+        });
+    let mut out = String::new();
+    for section in SECTIONS {
+        if all || sections.iter().any(|name| name.eq_ignore_ascii_case(section.as_bytes())) {
+            if !out.is_empty() {
+                out.push_str("\r\n");
+            }
+            let mut title = section.to_owned();
+            title[..1].make_ascii_uppercase();
+            let _ = write!(out, "# {title}\r\n");
+            for (name, value) in section_fields(shared, section) {
+                let _ = write!(out, "{name}:{value}\r\n");
+            }
+        }
+    }
+    out
+}
+
+fn section_fields(shared: &Shared, section: &str) -> Vec<(&'static str, String)> {
+    let figure = |pick: fn(&super::shared::Figures) -> &std::sync::atomic::AtomicU64| shared.sum(pick).to_string();
+    match section {
+        "server" => {
+            let port = shared.address.map_or(0, |address| address.port());
+            vec![
+                ("redis_version", REDIS_VERSION.into()),
+                ("redis_mode", "standalone".into()),
+                ("basalt_version", env!("CARGO_PKG_VERSION").into()),
+                ("os", format!("{} {}", std::env::consts::OS, std::env::consts::ARCH)),
+                ("arch_bits", usize::BITS.to_string()),
+                ("process_id", std::process::id().to_string()),
+                ("tcp_port", port.to_string()),
+                ("uptime_in_seconds", shared.uptime_s().to_string()),
+                ("reactors", shared.reactor_count().to_string()),
+                ("shards", shared.superblock.shard_count.to_string()),
+            ]
+        }
+        "clients" => vec![
+            ("connected_clients", figure(|f| &f.connections)),
+            ("maxclients", shared.connection_count_max.to_string()),
+        ],
+        "memory" => {
+            let resident = resident_bytes();
+            vec![
+                ("used_memory_rss", resident.to_string()),
+                ("used_memory", resident.to_string()),
+                ("used_memory_human", size::show(resident)),
+                ("maxmemory", "0".into()),
+            ]
+        }
+        "persistence" => vec![
+            ("loading", "0".into()),
+            ("durability", shared.durability().to_string()),
+            ("aof_enabled", "1".into()),
+            ("rdb_bgsave_in_progress", "0".into()),
+            ("rdb_last_save_time", shared.last_save_s.load(Ordering::Relaxed).to_string()),
+            ("groups_committed", figure(|f| &f.groups)),
+            ("flushes", figure(|f| &f.flushes)),
+            ("records_appended", figure(|f| &f.records)),
+        ],
+        "stats" => {
+            let commands = shared.sum(|f| &f.commands);
+            let since = commands.saturating_sub(shared.commands_at_reset.load(Ordering::Relaxed));
+            vec![
+                ("total_connections_received", figure(|f| &f.accepted)),
+                ("total_commands_processed", since.to_string()),
+                ("total_net_input_bytes", figure(|f| &f.received_bytes)),
+                ("total_net_output_bytes", figure(|f| &f.sent_bytes)),
+                ("rejected_connections", figure(|f| &f.rejected)),
+                ("damaged_reads", figure(|f| &f.damaged_reads)),
+            ]
+        }
+        "cpu" => {
+            let (user, system) = cpu_seconds();
+            vec![("used_cpu_sys", format!("{system:.6}")), ("used_cpu_user", format!("{user:.6}"))]
+        }
+        "device" => {
+            let layout = shared.superblock.layout;
+            let (written, user) = (shared.sum(|f| &f.bytes_written), shared.sum(|f| &f.user_bytes));
+            let amplification = if user == 0 { 0.0 } else { written as f64 / user as f64 };
+            let available = u64::from(shared.allocator.available_count());
+            vec![
+                ("device", shared.device_name.clone()),
+                ("engine", shared.engine_name.into()),
+                ("uuid", uuid::Uuid::from_bytes(shared.superblock.uuid).to_string()),
+                ("boot", shared.superblock.boot.to_string()),
+                ("device_bytes", layout.device_size.to_string()),
+                ("extent_bytes", layout.extent_size.to_string()),
+                ("extents", layout.extent_count.to_string()),
+                ("extents_available", available.to_string()),
+                ("available_bytes", (available * layout.extent_size).to_string()),
+                ("live_bytes", figure(|f| &f.live_bytes)),
+                ("user_bytes_written", user.to_string()),
+                ("device_bytes_written", written.to_string()),
+                ("device_bytes_read", figure(|f| &f.bytes_read)),
+                ("write_amplification", format!("{amplification:.2}")),
+            ]
+        }
+        _ => {
+            let keys = shared.sum(|f| &f.keys);
+            if keys == 0 { Vec::new() } else { vec![("db0", format!("keys={keys},expires=0,avg_ttl=0"))] }
+        }
+    }
+}
+
+/// Bytes of this process that are in memory.
+fn resident_bytes() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: u64 = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
+    pages * rustix::param::page_size() as u64
+}
+
+/// User and system time of this process, in seconds.
+fn cpu_seconds() -> (f64, f64) {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The name in parentheses may hold anything, so fields are counted from its end.
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
+    let per_second = rustix::param::clock_ticks_per_second() as f64;
+    (ticks(11) / per_second, ticks(12) / per_second)
+}
+
+fn parameters(shared: &Shared, value_size_max: u64) -> Vec<(&'static str, String)> {
+    let durability = shared.durability();
+    let appendfsync = match durability {
+        Durability::Always => "always",
+        Durability::Interval(_) | Durability::Bytes(_) => "everysec",
+        Durability::Never => "no",
+    };
+    let (bind, port) =
+        shared.address.map_or((String::new(), 0), |address| (address.ip().to_string(), address.port()));
+    vec![
+        ("durability", durability.to_string()),
+        ("appendonly", "yes".into()),
+        ("appendfsync", appendfsync.into()),
+        ("save", String::new()),
+        ("bind", bind),
+        ("port", port.to_string()),
+        ("databases", "1".into()),
+        ("maxclients", shared.connection_count_max.to_string()),
+        ("maxmemory", "0".into()),
+        ("timeout", "0".into()),
+        ("proto-max-bulk-len", value_size_max.to_string()),
+        ("device", shared.device_name.clone()),
+        ("engine", shared.engine_name.into()),
+        ("shards", shared.superblock.shard_count.to_string()),
+    ]
+}
+
+/// CONFIG GET: parameters whose names match.
+pub(super) fn config_get(shared: &Shared, value_size_max: u64, pattern: &[u8]) -> Vec<(String, String)> {
+    let pattern = pattern.to_ascii_lowercase();
+    parameters(shared, value_size_max)
+        .into_iter()
+        .filter(|(name, _)| glob::matches(&pattern, name.as_bytes()))
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
+}
+
+/// CONFIG SET: `durability`, or `appendfsync` in Redis's words. All pairs or none.
+pub(super) fn config_set(shared: &Shared, pairs: &[(Bytes, Bytes)]) -> Result<(), String> {
+    let mut wanted = None;
+    for (name, value) in pairs {
+        let (name, value) = (String::from_utf8_lossy(name).to_ascii_lowercase(), String::from_utf8_lossy(value));
+        let failed = |why: String| format!("ERR CONFIG SET failed (possibly related to argument '{name}') - {why}");
+        wanted = Some(match name.as_str() {
+            "durability" => value.parse::<Durability>().map_err(|error| failed(error.to_string()))?,
+            "appendfsync" => match value.as_ref() {
+                "always" => Durability::Always,
+                "everysec" => Durability::Interval(1_000),
+                "no" => Durability::Never,
+                _ => {
+                    return Err(failed("argument(s) must be one of the following: everysec, always, no".into()));
+                }
+            },
+            known if parameters(shared, 0).iter().any(|(name, _)| *name == known) => {
+                return Err(failed("can't set immutable config".into()));
+            }
+            _ => return Err(format!("ERR Unknown option or number of arguments for CONFIG SET - '{name}'")),
+        });
+    }
+    if let Some(durability) = wanted {
+        shared.set_durability(durability);
+    }
+    Ok(())
+}

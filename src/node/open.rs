@@ -1,0 +1,148 @@
+//! From a device to shard states: superblock, survey, scan, with the shards in parallel.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::NodeError;
+use crate::device::{DeviceError, IoError, Namespace};
+use crate::engine::ShardState;
+use crate::engine::allocator::Allocator;
+use crate::engine::device_format::begin_boot;
+use crate::engine::op::ShardId;
+use crate::engine::recovery::{self, ScannedShard, TornTail};
+use crate::format::superblock::Superblock;
+
+/// A device whose shards are in memory, ready to be served.
+pub struct Opened<N> {
+    /// The device.
+    pub namespace: Arc<N>,
+    /// What it is formatted as.
+    pub superblock: Arc<Superblock>,
+    /// Free extents.
+    pub allocator: Arc<Allocator>,
+    /// One per shard.
+    pub states: Vec<ShardState>,
+    /// What the user should know: copies repaired, values damaged.
+    pub notes: Vec<String>,
+    /// Tails that were cut.
+    pub torn_tails: Vec<TornTail>,
+    /// Bytes of log that were read.
+    pub log_bytes: u64,
+    /// Keys found.
+    pub keys: u64,
+    /// How long it took.
+    pub duration: Duration,
+}
+
+/// How far recovery is.
+#[derive(Debug, Clone, Copy)]
+pub struct RecoveryProgress {
+    /// Bytes read.
+    pub done: u64,
+    /// Bytes to read.
+    pub total: u64,
+    /// Since the start.
+    pub elapsed: Duration,
+}
+
+/// How often progress is told.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+
+enum ScanError {
+    Device(DeviceError),
+    Io(IoError),
+}
+
+/// Recovers a device with `thread_count` threads. `progress` is called from this thread now and then.
+pub fn open<N: Namespace>(
+    namespace: N,
+    thread_count: usize,
+    progress: &mut dyn FnMut(RecoveryProgress),
+) -> Result<Opened<N>, NodeError> {
+    let started = Instant::now();
+    let device = namespace.name().to_owned();
+    let io = |source| NodeError::Io { device: device.clone(), source };
+    let mut queue = namespace.open_queue()?;
+    let (superblock, quorum) =
+        begin_boot(&mut queue).map_err(|source| NodeError::Open { device: device.clone(), source })?;
+    let mut notes: Vec<String> =
+        quorum.bad.iter().map(|(copy, what)| format!("superblock copy {copy} was bad and is repaired: {what}")).collect();
+    let superblock = Arc::new(superblock);
+    let survey = recovery::survey(&mut queue, &superblock).map_err(io)?;
+    drop(queue);
+
+    let total = survey.extent_count() as u64 * superblock.layout.extent_size;
+    let (next, done, left) = (AtomicUsize::new(0), AtomicU64::new(0), AtomicUsize::new(thread_count.max(1)));
+    let results: Mutex<Vec<Result<ScannedShard, ScanError>>> = Mutex::new(Vec::new());
+    let push = |result| results.lock().unwrap_or_else(PoisonError::into_inner).push(result);
+    std::thread::scope(|scope| {
+        for _ in 0..thread_count.max(1) {
+            scope.spawn(|| {
+                match namespace.open_queue() {
+                    Err(error) => push(Err(ScanError::Device(error))),
+                    Ok(mut queue) => loop {
+                        let shard = ShardId(next.fetch_add(1, Ordering::Relaxed) as u16);
+                        if shard.0 >= superblock.shard_count {
+                            break;
+                        }
+                        let result =
+                            recovery::scan_shard(&mut queue, &superblock, shard, survey.chain(shard), &mut |bytes| {
+                                done.fetch_add(bytes, Ordering::Relaxed);
+                            });
+                        push(result.map_err(ScanError::Io));
+                    },
+                }
+                left.fetch_sub(1, Ordering::Release);
+            });
+        }
+        let mut told = Instant::now();
+        while left.load(Ordering::Acquire) > 0 {
+            std::thread::sleep(Duration::from_millis(1));
+            if told.elapsed() >= PROGRESS_INTERVAL {
+                told = Instant::now();
+                progress(RecoveryProgress { done: done.load(Ordering::Relaxed), total, elapsed: started.elapsed() });
+            }
+        }
+    });
+
+    let mut shards = Vec::new();
+    for result in results.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        match result {
+            Ok(shard) => shards.push(shard),
+            Err(ScanError::Io(error)) => return Err(io(error)),
+            Err(ScanError::Device(error)) => return Err(error.into()),
+        }
+    }
+    shards.sort_by_key(ScannedShard::id);
+    let damage = survey.damage.iter().chain(shards.iter().flat_map(|shard| &shard.damage));
+    let (keyed, ranges): (Vec<_>, Vec<_>) = damage.cloned().partition(|one| one.key.is_some());
+    if let Some(first) = ranges.first() {
+        return Err(NodeError::Damaged {
+            device,
+            count: ranges.len(),
+            shard: first.shard.unwrap_or(0),
+            first: Box::new(first.clone()),
+        });
+    }
+    for one in &keyed {
+        notes.push(format!("the value of key '{}' is damaged: reading it is an error", one.key.as_deref().unwrap_or("")));
+    }
+    let allocator = Arc::new(recovery::rebuild_allocator(&superblock, &survey, &shards));
+    let committed = recovery::committed_batches(&shards);
+    let torn_tails = shards.iter().filter_map(|shard| shard.torn.clone()).collect();
+    let log_bytes = shards.iter().map(|shard| shard.log_bytes).sum();
+    let states: Vec<ShardState> =
+        shards.into_iter().map(|shard| shard.resolve(&committed, &superblock)).collect();
+    Ok(Opened {
+        namespace: Arc::new(namespace),
+        allocator,
+        keys: states.iter().map(ShardState::key_count).sum(),
+        states,
+        notes,
+        torn_tails,
+        log_bytes,
+        superblock,
+        duration: started.elapsed(),
+    })
+}

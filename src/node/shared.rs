@@ -1,0 +1,179 @@
+//! What all reactors of a node see: settings that may change, and each other's figures.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use crate::engine::allocator::Allocator;
+use crate::engine::durability::Durability;
+use crate::engine::op::Clock;
+use crate::format::superblock::Superblock;
+use crate::reactor::control::ControlSender;
+
+/// A rare message to a reactor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Control {
+    /// Finish what was taken and end. Without `save`, what no flush covers yet may be lost.
+    Stop {
+        /// Whether to make everything durable first.
+        save: bool,
+    },
+    /// Use another durability mode.
+    Durability(Durability),
+}
+
+/// Figures that a reactor publishes about once a loop; others only read them.
+#[derive(Debug, Default)]
+pub struct Figures {
+    /// Keys in its shards.
+    pub keys: AtomicU64,
+    /// Bytes of their newest records.
+    pub live_bytes: AtomicU64,
+    /// Bytes written to the device.
+    pub bytes_written: AtomicU64,
+    /// Bytes read from the device.
+    pub bytes_read: AtomicU64,
+    /// Bytes of keys and values that writes brought.
+    pub user_bytes: AtomicU64,
+    /// Flushes.
+    pub flushes: AtomicU64,
+    /// Groups committed.
+    pub groups: AtomicU64,
+    /// Records appended.
+    pub records: AtomicU64,
+    /// Reads that found a damaged record.
+    pub damaged_reads: AtomicU64,
+    /// Connections now.
+    pub connections: AtomicU64,
+    /// Connections ever.
+    pub accepted: AtomicU64,
+    /// Connections refused.
+    pub rejected: AtomicU64,
+    /// Commands.
+    pub commands: AtomicU64,
+    /// Bytes from clients.
+    pub received_bytes: AtomicU64,
+    /// Bytes to clients.
+    pub sent_bytes: AtomicU64,
+}
+
+/// State of a node that all its threads see.
+pub struct Shared {
+    /// What the device is formatted as.
+    pub superblock: Arc<Superblock>,
+    /// Free extents.
+    pub allocator: Arc<Allocator>,
+    /// The device as its user named it.
+    pub device_name: String,
+    /// The I/O engine.
+    pub engine_name: &'static str,
+    /// Where it listens.
+    pub address: Option<std::net::SocketAddr>,
+    /// Connections that the node serves.
+    pub connection_count_max: usize,
+    /// One per reactor.
+    pub figures: Vec<Figures>,
+    /// Reactors that have answered everything they took, after a stop.
+    pub quiet_count: AtomicUsize,
+    /// When everything was last made durable on request, seconds since the Unix epoch.
+    pub last_save_s: AtomicU64,
+    /// Something went wrong that whoever waits for the node must hear of.
+    pub failed: AtomicBool,
+    /// Command count when CONFIG RESETSTAT was last used.
+    pub commands_at_reset: AtomicU64,
+    durability: Mutex<Durability>,
+    controls: Mutex<Vec<ControlSender<Control>>>,
+    stop: Mutex<Option<Sender<bool>>>,
+    started: Instant,
+}
+
+impl Shared {
+    /// For a node of `reactor_count` reactors.
+    pub fn new(
+        superblock: Arc<Superblock>,
+        allocator: Arc<Allocator>,
+        names: (String, &'static str),
+        address: Option<std::net::SocketAddr>,
+        config: &super::NodeConfig,
+    ) -> Shared {
+        Shared {
+            superblock,
+            allocator,
+            device_name: names.0,
+            engine_name: names.1,
+            address,
+            connection_count_max: config.connection_count_max,
+            figures: config.cores.iter().map(|_| Figures::default()).collect(),
+            quiet_count: AtomicUsize::new(0),
+            last_save_s: AtomicU64::new(unix_ms() / 1_000),
+            failed: AtomicBool::new(false),
+            commands_at_reset: AtomicU64::new(0),
+            durability: Mutex::new(config.durability),
+            controls: Mutex::new(Vec::new()),
+            stop: Mutex::new(None),
+            started: Instant::now(),
+        }
+    }
+
+    /// Reactors of the node.
+    pub fn reactor_count(&self) -> usize {
+        self.figures.len()
+    }
+
+    /// The reactor of a shard: contiguous ranges, as even as they come.
+    pub fn reactor_of(&self, shard: crate::engine::op::ShardId) -> usize {
+        usize::from(shard.0) * self.reactor_count() / usize::from(self.superblock.shard_count)
+    }
+
+    /// The time of now.
+    pub fn clock(&self) -> Clock {
+        Clock { unix_ms: unix_ms(), monotonic_us: self.started.elapsed().as_micros() as u64 }
+    }
+
+    /// Seconds since the start.
+    pub fn uptime_s(&self) -> u64 {
+        self.started.elapsed().as_secs()
+    }
+
+    /// The sum of a figure over all reactors.
+    pub fn sum(&self, figure: impl Fn(&Figures) -> &AtomicU64) -> u64 {
+        self.figures.iter().map(|one| figure(one).load(Ordering::Relaxed)).sum()
+    }
+
+    /// The durability mode in force.
+    pub fn durability(&self) -> Durability {
+        *self.durability.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the durability mode on every reactor.
+    pub fn set_durability(&self, durability: Durability) {
+        *self.durability.lock().unwrap_or_else(PoisonError::into_inner) = durability;
+        self.tell(Control::Durability(durability));
+    }
+
+    /// Says where reactors take control messages, and who is told that a client asked the node to stop.
+    pub fn connect(&self, controls: Vec<ControlSender<Control>>, stop: Sender<bool>) {
+        *self.controls.lock().unwrap_or_else(PoisonError::into_inner) = controls;
+        *self.stop.lock().unwrap_or_else(PoisonError::into_inner) = Some(stop);
+    }
+
+    /// Sends a message to every reactor.
+    pub fn tell(&self, message: Control) {
+        for control in self.controls.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            // The queue is larger than what any caller sends; a full one means a reactor that has ended.
+            let _ = control.send(message);
+        }
+    }
+
+    /// Asks whoever runs the node to stop it. False when nobody listens any more.
+    pub fn ask_to_stop(&self, save: bool) -> bool {
+        let stop = self.stop.lock().unwrap_or_else(PoisonError::into_inner);
+        stop.as_ref().is_some_and(|stop| stop.send(save).is_ok())
+    }
+}
+
+fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}

@@ -1,0 +1,222 @@
+//! Requests that are under way on a reactor: who asked, and what is still to come from which shard.
+
+use bytes::Bytes;
+
+use crate::engine::batch::{Batch, BatchReply, Progress};
+use crate::engine::op::{Answer, Key, OpError, Reply, ShardId, ShardOp, WatchedKey};
+use crate::net::backend::{Completed, ConnectionId, SlotId};
+use crate::net::glob;
+use crate::net::resp::Response;
+
+/// Whom an answer is for.
+pub(super) type Origin = Option<(ConnectionId, SlotId)>;
+
+/// Keys that one step of KEYS visits on a shard: enough to be quick, few enough not to hold its reactor.
+const KEYS_STEP: usize = 512;
+
+/// Something that waits for shards.
+pub(super) enum Task {
+    /// One action on one key.
+    Single { origin: Origin },
+    /// Commands on several keys.
+    Batch { origin: Origin, batch: Box<Batch>, exec: bool, watched: Vec<Key> },
+    /// WATCH: the keys in order, with the versions as they come.
+    Watch { origin: Origin, watched: Vec<WatchedKey>, left: usize },
+    /// The same on every shard, or on some.
+    Gather { origin: Origin, left: usize, sum: u64, error: Option<OpError>, reply: GatherReply },
+    /// SCAN and KEYS: shard after shard.
+    Walk(Box<Walk>),
+}
+
+/// What the answers of all shards come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum GatherReply {
+    /// Their sum.
+    Sum,
+    /// OK.
+    Ok,
+    /// OK, and the time is noted as that of the last save.
+    Saved,
+}
+
+/// A walk over all keys.
+pub(super) struct Walk {
+    pub(super) origin: Origin,
+    pub(super) shard: u16,
+    pub(super) count: usize,
+    pub(super) pattern: Option<Bytes>,
+    /// SCAN stops after `count` keys and gives a cursor; KEYS goes on to the end.
+    pub(super) is_scan: bool,
+    /// No key has the type that was asked for.
+    pub(super) nothing_matches: bool,
+    visited: usize,
+    found: Vec<Response>,
+}
+
+impl Walk {
+    pub(super) fn scan(origin: Origin, cursor: u64, count: usize, pattern: Option<Bytes>, none: bool) -> (Walk, u64) {
+        // The low byte of a cursor is the shard; the rest is the shard's own cursor, whose low byte is zero.
+        let walk = Walk {
+            origin,
+            shard: (cursor & 0xff) as u16,
+            count,
+            pattern,
+            is_scan: true,
+            nothing_matches: none,
+            visited: 0,
+            found: Vec::new(),
+        };
+        (walk, cursor & !0xff)
+    }
+
+    pub(super) fn keys(origin: Origin, pattern: Bytes) -> Walk {
+        Walk {
+            origin,
+            shard: 0,
+            count: KEYS_STEP,
+            pattern: Some(pattern),
+            is_scan: false,
+            nothing_matches: false,
+            visited: 0,
+            found: Vec::new(),
+        }
+    }
+
+    /// Takes a shard's keys and returns the operation that goes on, or the reply.
+    pub(super) fn on_scanned(&mut self, cursor: u64, keys: Vec<Key>, shard_count: u16) -> Result<(ShardId, ShardOp), Response> {
+        self.visited += keys.len();
+        if !self.nothing_matches {
+            let matching = keys.into_iter().filter(|key| self.pattern.as_ref().is_none_or(|pattern| glob::matches(pattern, key)));
+            self.found.extend(matching.map(Response::Bulk));
+        }
+        let mut cursor = cursor;
+        if cursor == 0 {
+            self.shard += 1;
+            if self.shard == shard_count {
+                return Err(self.reply(0));
+            }
+        }
+        if self.is_scan && self.visited >= self.count {
+            cursor |= u64::from(self.shard);
+            return Err(self.reply(cursor));
+        }
+        Ok((ShardId(self.shard), ShardOp::Scan { cursor, count: self.count }))
+    }
+
+    fn reply(&mut self, cursor: u64) -> Response {
+        let found = Response::Array(std::mem::take(&mut self.found));
+        if self.is_scan {
+            Response::Array(vec![Response::Bulk(cursor.to_string().into()), found])
+        } else {
+            found
+        }
+    }
+}
+
+/// The reply of a batch as its connection is told it.
+pub(super) fn batch_response(reply: BatchReply, exec: bool) -> Response {
+    match reply {
+        BatchReply::Replies(replies) if exec => Response::Array(replies.into_iter().map(Response::from).collect()),
+        BatchReply::Replies(replies) => replies.into_iter().next().unwrap_or(Reply::Nil).into(),
+        BatchReply::Dirty => Response::NilArray,
+        BatchReply::Failed(error) => Response::from(Reply::Error(error)),
+    }
+}
+
+/// What became of a task with an answer.
+pub(super) enum Step {
+    /// It waits for more.
+    Waiting,
+    /// Its keys are held.
+    Locked(Origin),
+    /// It has its reply; `done` when nothing more comes.
+    Complete { origin: Origin, completed: Completed, done: bool, unwatch: Vec<Key> },
+    /// It goes on with another operation.
+    Send(ShardId, ShardOp),
+    /// It has ended without a reply to give.
+    Ended,
+}
+
+impl Task {
+    /// Takes an answer. `tag` is what the operation was sent with: the shard, or a key's position.
+    pub(super) fn on_answer(
+        &mut self,
+        tag: u16,
+        answer: Answer,
+        now_ms: u64,
+        shard_count: u16,
+        send: &mut impl FnMut(ShardId, ShardOp),
+    ) -> Step {
+        match self {
+            Task::Single { origin } => {
+                let response = match answer {
+                    Answer::Reply(reply) => reply.into(),
+                    Answer::Failed(error) => Response::from(Reply::Error(error)),
+                    _ => Response::Nil,
+                };
+                complete(*origin, response)
+            }
+            Task::Batch { origin, batch, exec, watched } => {
+                let progress = batch.on_answer(ShardId(tag), answer, now_ms, send);
+                batch_step(*origin, batch, progress, *exec, watched)
+            }
+            Task::Watch { origin, watched, left } => {
+                if let (Answer::Watching { version }, Some(one)) = (answer, watched.get_mut(usize::from(tag))) {
+                    one.version = version;
+                }
+                *left -= 1;
+                if *left > 0 {
+                    return Step::Waiting;
+                }
+                let completed = Completed::Watching(std::mem::take(watched));
+                Step::Complete { origin: *origin, completed, done: true, unwatch: Vec::new() }
+            }
+            Task::Gather { origin, left, sum, error, reply } => {
+                match answer {
+                    Answer::Count(count) => *sum += count,
+                    Answer::Failed(one) => {
+                        error.get_or_insert(one);
+                    }
+                    _ => {}
+                }
+                *left -= 1;
+                if *left > 0 {
+                    return Step::Waiting;
+                }
+                let response = match (error.take(), reply) {
+                    (Some(error), _) => Response::from(Reply::Error(error)),
+                    (None, GatherReply::Sum) => Response::Int(i64::try_from(*sum).unwrap_or(i64::MAX)),
+                    (None, GatherReply::Ok | GatherReply::Saved) => Response::Ok,
+                };
+                complete(*origin, response)
+            }
+            Task::Walk(walk) => match answer {
+                Answer::Scanned { cursor, keys } => match walk.on_scanned(cursor, keys, shard_count) {
+                    Ok((shard, op)) => Step::Send(shard, op),
+                    Err(response) => complete(walk.origin, response),
+                },
+                Answer::Failed(error) => complete(walk.origin, Response::from(Reply::Error(error))),
+                _ => Step::Ended,
+            },
+        }
+    }
+}
+
+fn complete(origin: Origin, response: Response) -> Step {
+    Step::Complete { origin, completed: Completed::Reply(response), done: true, unwatch: Vec::new() }
+}
+
+/// What a batch's progress means for its task.
+pub(super) fn batch_step(origin: Origin, batch: &Batch, progress: Progress, exec: bool, watched: &mut Vec<Key>) -> Step {
+    match progress {
+        Progress::Locked => Step::Locked(origin),
+        Progress::Reply(reply) => Step::Complete {
+            origin,
+            completed: Completed::Reply(batch_response(reply, exec)),
+            done: batch.is_finished(),
+            unwatch: std::mem::take(watched),
+        },
+        Progress::Waiting if batch.is_finished() => Step::Ended,
+        Progress::Waiting => Step::Waiting,
+    }
+}
