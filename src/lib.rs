@@ -5,3 +5,4 @@ pub mod device;
 pub mod engine;
 pub mod format;
 pub mod limits;
+pub mod net;
