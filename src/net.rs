@@ -2,7 +2,15 @@
 //!
 //! Nothing here knows how a node works: `Backend` is what it must offer.
 
+mod backend;
 pub mod command;
+pub mod connection;
 pub mod glob;
 pub mod request;
 pub mod resp;
+mod session;
+
+pub use backend::{Backend, Completed, ConnectionId, SlotId, Started};
+pub use connection::Connection;
+pub use request::Request;
+pub use resp::{RequestLimits, Response};
