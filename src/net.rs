@@ -6,8 +6,10 @@ mod backend;
 pub mod command;
 pub mod connection;
 pub mod glob;
+pub mod port;
 pub mod request;
 pub mod resp;
+pub mod server;
 mod session;
 
 pub use backend::{Backend, Completed, ConnectionId, SlotId, Started};

@@ -4,7 +4,7 @@
 //! - Replies leave in the order of their requests, whatever order the answers come in.
 //! - Work on single keys starts at once; the shards keep it in order per key. After a batch nothing starts until the
 //!   batch holds its keys. A global request starts when everything before it is answered, and nothing starts until it
-//!   is answered itself.
+//!   is answered itself (an EXEC with watches: until it holds its keys).
 //! - Memory is bounded: no request is read while `REPLY_SLOTS_MAX` replies are owed, while the requests that are under
 //!   way hold `IN_FLIGHT_SIZE_MAX` bytes, or while `REPLY_BUFFER_SIZE_MAX` bytes of replies wait to be sent. Each of
 //!   these may be passed by one request's worth.
@@ -77,6 +77,8 @@ pub struct Connection {
     in_flight_size: usize,
     session: Session,
     phase: Phase,
+    /// The client sends no more; what it sent is still answered.
+    ended: bool,
     command_count: u64,
 }
 
@@ -98,6 +100,7 @@ impl Connection {
             in_flight_size: 0,
             session: Session::default(),
             phase: Phase::Open,
+            ended: false,
             command_count: 0,
         }
     }
@@ -109,7 +112,16 @@ impl Connection {
 
     /// Whether more bytes are welcome.
     pub fn wants_input(&self) -> bool {
+        !self.ended && self.may_read_request()
+    }
+
+    fn may_read_request(&self) -> bool {
         self.phase == Phase::Open && self.held.is_none() && self.barrier.is_none() && self.has_room()
+    }
+
+    /// Whether `advance` may find another request in what was received.
+    pub fn has_requests(&self) -> bool {
+        !self.input.is_empty() && self.may_read_request()
     }
 
     /// Whether the node refused a request, so that `advance` is to be called again without another reason.
@@ -160,6 +172,11 @@ impl Connection {
         self.input.extend_from_slice(bytes);
     }
 
+    /// The client will send no more: the connection finishes once everything it sent is answered.
+    pub fn received_end(&mut self) {
+        self.ended = true;
+    }
+
     /// Bytes for the client.
     pub fn output(&self) -> &[u8] {
         &self.out
@@ -185,7 +202,7 @@ impl Connection {
                 }
                 continue;
             }
-            if !self.wants_input() {
+            if !self.may_read_request() {
                 return;
             }
             match self.parser.next(&mut self.input) {
@@ -199,6 +216,9 @@ impl Connection {
                     self.reply(Response::error(refusal.to_string()));
                 }
                 Ok(None) => {
+                    if self.ended {
+                        self.finish();
+                    }
                     if self.input.is_empty() {
                         release(&mut self.input);
                     }
