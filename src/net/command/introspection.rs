@@ -40,7 +40,7 @@ pub fn command(call: &Call<'_>) -> Result<Plan, Fail> {
             CommandQuery::List(Some(call.args[4].clone()))
         }
         () if call.is(1, "LIST") => return Err(super::SYNTAX),
-        () if call.is(1, "GETKEYS") && call.args.len() >= 3 => {
+        () if call.is(1, "GETKEYS") && call.args.len() >= 4 => {
             let line = rest();
             let Some(spec) = find(&line[0]) else { return Err("ERR Invalid command specified".into()) };
             if spec.keys.0 == 0 {
@@ -83,9 +83,9 @@ pub fn command_reply(query: &CommandQuery) -> Response {
             let names = COMMANDS.iter().filter(|spec| matches(spec.name));
             Response::Array(names.map(|spec| Response::bulk(spec.name)).collect())
         }
-        CommandQuery::Info(names) => Response::Array(
-            chosen(names).into_iter().map(|spec| spec.map_or(Response::NilArray, info)).collect(),
-        ),
+        CommandQuery::Info(names) => {
+            Response::Array(chosen(names).into_iter().map(|spec| spec.map_or(Response::Nil, info)).collect())
+        }
         CommandQuery::Docs(names) => Response::Map(
             chosen(names).into_iter().flatten().map(|spec| (Response::bulk(spec.name), docs(spec))).collect(),
         ),

@@ -108,7 +108,7 @@ pub fn config(call: &Call<'_>) -> Result<Plan, Fail> {
     } else if call.is(1, "SET") {
         subcommand_arity(call, -4)?;
         if !rest.len().is_multiple_of(2) {
-            return Err(wrong_arity("config|set"));
+            return Err(SYNTAX);
         }
         local(Local::ConfigSet(rest.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect()))
     } else if call.is(1, "RESETSTAT") {
