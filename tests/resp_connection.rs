@@ -1,5 +1,7 @@
 //! Connections over a fake node: order, barriers, bounds, transactions, endings.
 
+#![expect(clippy::unwrap_used, reason = "the helpers of tests fail by panicking")]
+
 mod resp_fake;
 
 use basalt::limits::{REPLY_BUFFER_SIZE_MAX, REPLY_SLOTS_MAX};

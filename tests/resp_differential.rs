@@ -3,6 +3,8 @@
 //! Where the two differ on purpose, the line is not here but in the list at the end of this file. Skipped, loudly, when
 //! there is no redis-server.
 
+#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "the helpers of tests fail by panicking")]
+
 #[expect(dead_code, reason = "shared by several test programs")]
 mod resp_fake;
 

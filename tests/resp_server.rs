@@ -1,5 +1,7 @@
 //! A server on real sockets with epoll, over a fake node.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "the helpers of tests fail by panicking")]
+
 #[expect(dead_code, reason = "shared by several test programs")]
 mod resp_fake;
 
