@@ -129,6 +129,25 @@ fn values_under_way_are_bounded() {
 }
 
 #[test]
+fn fewer_large_replies_are_asked_for_at_once() {
+    let (mut fake, mut connection) = (Fake::default(), connection());
+    send(&mut connection, &mut fake, &encode(&[b"SET", b"a", &vec![b'v'; 1 << 20]]));
+    send(&mut connection, &mut fake, &line("GET a"));
+    fake.deferred = true;
+    fake.started.clear();
+    connection.received(&line("GET a").repeat(500));
+    connection.advance(&mut fake);
+    assert!((10..20).contains(&fake.started.len()), "{} reads at once", fake.started.len());
+    // Every one of them comes all the same.
+    let mut size = 0;
+    while !fake.pending.is_empty() {
+        fake.deliver(&mut connection, 0);
+        size += take_output(&mut connection, &mut fake).len();
+    }
+    assert_eq!(size, 500 * (1 + 7 + 2 + (1 << 20) + 2));
+}
+
+#[test]
 fn an_idle_connection_is_small() {
     let (mut fake, mut connection) = (Fake::default(), connection());
     send(&mut connection, &mut fake, &line("SET a 1").repeat(3000));

@@ -26,6 +26,13 @@ use crate::limits::{REPLY_BUFFER_SIZE_MAX, REPLY_SLOTS_MAX};
 /// Bytes of requests that one connection may have under way.
 pub const IN_FLIGHT_SIZE_MAX: usize = 4 << 20;
 
+/// Bytes of replies that one connection may be owed, going by the size of its latest ones. Not a hard bound: nobody knows
+/// how long a value is before it is read. The node, which reads it, has the hard one, and refuses.
+const OWED_SIZE_MAX: usize = 16 << 20;
+
+/// The size of a reply as long as none was seen: small enough for a full pipeline.
+const OWED_SIZE_START: usize = OWED_SIZE_MAX / REPLY_SLOTS_MAX;
+
 /// An empty buffer that is larger than this is given back.
 const IDLE_BUFFER_SIZE_MAX: usize = 1 << 10;
 
@@ -75,6 +82,8 @@ pub struct Connection {
     barrier: Option<SlotId>,
     ready_size: usize,
     in_flight_size: usize,
+    /// The size that the next replies are reckoned at: the latest large one's, fading.
+    reply_size_seen: usize,
     session: Session,
     phase: Phase,
     /// The client sends no more; what it sent is still answered.
@@ -98,6 +107,7 @@ impl Connection {
             barrier: None,
             ready_size: 0,
             in_flight_size: 0,
+            reply_size_seen: OWED_SIZE_START,
             session: Session::default(),
             phase: Phase::Open,
             ended: false,
@@ -256,7 +266,9 @@ impl Connection {
             Then::Instead(reply) => reply,
         };
         self.in_flight_size -= slot.cost;
-        self.ready_size += reply.size();
+        let size = reply.size();
+        self.ready_size += size;
+        self.reply_size_seen = size.max(self.reply_size_seen - self.reply_size_seen / 8);
         slot.reply = Some(reply);
         self.locked(id);
         self.flush_ready();
@@ -279,6 +291,7 @@ impl Connection {
 
     fn has_room(&self) -> bool {
         self.slots.len() < REPLY_SLOTS_MAX
+            && self.slots.len().saturating_mul(self.reply_size_seen) <= OWED_SIZE_MAX
             && self.in_flight_size < IN_FLIGHT_SIZE_MAX
             && self.out.len() + self.ready_size < REPLY_BUFFER_SIZE_MAX
     }

@@ -26,7 +26,7 @@ pub enum Request {
         /// command's reply.
         exec: bool,
     },
-    /// Starts watching keys. Answered with `Completed::Watching`.
+    /// Starts watching keys. Answered with `Completed::Watching`, or with an error when none of them is watched.
     Watch {
         /// The keys, each once.
         keys: Vec<Key>,
