@@ -79,4 +79,16 @@ mod tests {
         assert!(listeners.iter().all(|listener| listener.local_addr().unwrap() == port.address()));
         assert_eq!(Port::bind(port.address()).unwrap_err().kind(), io::ErrorKind::AddrInUse);
     }
+
+    #[test]
+    fn every_listener_gets_connections() {
+        let mut port = Port::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listeners: Vec<TcpListener> = (0..3).map(|_| port.listener().unwrap()).collect();
+        let clients: Vec<_> =
+            (0..200).map(|_| std::net::TcpStream::connect(port.address()).unwrap()).collect();
+        let counts: Vec<usize> =
+            listeners.iter().map(|listener| std::iter::from_fn(|| listener.accept().ok()).count()).collect();
+        assert_eq!(counts.iter().sum::<usize>(), clients.len());
+        assert!(counts.iter().all(|count| *count > 0), "{counts:?}");
+    }
 }
