@@ -5,6 +5,8 @@ pub mod device;
 pub mod engine;
 pub mod format;
 pub mod limits;
+pub mod net;
+pub mod node;
 pub mod reactor;
 pub mod ring;
 pub mod size;

@@ -228,6 +228,7 @@ mod tests {
             vec![
                 many(Fold::Ok, vec![("a", set("new")), ("b", set("1")), ("c", set(&long))]),
                 one("a", Action::Increment(1)),
+                many(Fold::Array, vec![("a", Action::Get), ("b", Action::Get)]),
                 one("d", set("2")),
             ],
         );
@@ -236,6 +237,7 @@ mod tests {
             [
                 Reply::Error(OpError::ValueTooLarge { size: 65, size_max: 64 }),
                 Reply::Error(OpError::NotAnInteger),
+                Reply::Array(vec![Reply::Bulk(key("old")), Reply::Nil]),
                 Reply::Ok
             ]
         );

@@ -1,0 +1,92 @@
+//! Commands on keys whatever they hold, and on all keys together.
+
+use super::{Call, Fail, NOT_AN_INTEGER, Plan, SYNTAX};
+use crate::engine::action::{Action, Fold};
+use crate::net::request::Request;
+
+/// Keys that one SCAN looks at when it does not say.
+const SCAN_COUNT_DEFAULT: usize = 10;
+
+/// Keys that one SCAN may ask for: a step runs between others' operations.
+const SCAN_COUNT_MAX: usize = 10_000;
+
+pub fn del(call: &Call<'_>) -> Result<Plan, Fail> {
+    call.each(&Action::Delete, Fold::Sum)
+}
+
+pub fn exists(call: &Call<'_>) -> Result<Plan, Fail> {
+    call.each(&Action::Exists, Fold::Sum)
+}
+
+pub fn type_of(call: &Call<'_>) -> Result<Plan, Fail> {
+    call.one(Action::Type)
+}
+
+pub fn dbsize(_: &Call<'_>) -> Result<Plan, Fail> {
+    Ok(Plan::Global(Request::DbSize))
+}
+
+pub fn keys(call: &Call<'_>) -> Result<Plan, Fail> {
+    Ok(Plan::Global(Request::Keys { pattern: call.args[1].clone() }))
+}
+
+pub fn scan(call: &Call<'_>) -> Result<Plan, Fail> {
+    let digits = std::str::from_utf8(&call.args[1]).ok().filter(|text| !text.starts_with('+'));
+    let cursor: u64 = digits.and_then(|text| text.parse().ok()).ok_or("ERR invalid cursor")?;
+    let (mut count, mut pattern, mut type_filter) = (SCAN_COUNT_DEFAULT, None, None);
+    for at in (2..call.args.len()).step_by(2) {
+        let Some(argument) = call.args.get(at + 1) else { return Err(SYNTAX) };
+        if call.is(at, "COUNT") {
+            let number = call.integer(at + 1)?;
+            if number < 1 {
+                return Err(SYNTAX);
+            }
+            count = usize::try_from(number).map_err(|_| NOT_AN_INTEGER)?.min(SCAN_COUNT_MAX);
+        } else if call.is(at, "MATCH") {
+            pattern = Some(argument.clone());
+        } else if call.is(at, "TYPE") {
+            type_filter = Some(argument.clone());
+        } else {
+            return Err(SYNTAX);
+        }
+    }
+    Ok(Plan::Global(Request::Scan { cursor, count, pattern, type_filter }))
+}
+
+pub fn flush(call: &Call<'_>) -> Result<Plan, Fail> {
+    match call.args.len() {
+        1 => {}
+        2 if call.is(1, "ASYNC") || call.is(1, "SYNC") => {}
+        _ => return Err(SYNTAX),
+    }
+    Ok(Plan::Global(Request::FlushAll))
+}
+
+pub fn save(_: &Call<'_>) -> Result<Plan, Fail> {
+    Ok(Plan::Global(Request::Save { background: false }))
+}
+
+pub fn bgsave(call: &Call<'_>) -> Result<Plan, Fail> {
+    match call.args.len() {
+        1 => {}
+        2 if call.is(1, "SCHEDULE") => {}
+        _ => return Err(SYNTAX),
+    }
+    Ok(Plan::Global(Request::Save { background: true }))
+}
+
+pub fn shutdown(call: &Call<'_>) -> Result<Plan, Fail> {
+    let (mut save, mut no_save) = (false, false);
+    for at in 1..call.args.len() {
+        match () {
+            () if call.is(at, "SAVE") => save = true,
+            () if call.is(at, "NOSAVE") => no_save = true,
+            () if call.is(at, "NOW") || call.is(at, "FORCE") => {}
+            () => return Err(SYNTAX),
+        }
+    }
+    if save && no_save {
+        return Err(SYNTAX);
+    }
+    Ok(Plan::Global(Request::Shutdown { save: !no_save }))
+}
