@@ -94,6 +94,7 @@ impl<T> Producer<T> {
     #[inline]
     pub fn push(&mut self, value: T) -> Result<(), Full<T>> {
         let result = self.stage(value);
+        // Also when it was refused: what was staged before must not wait for a push that succeeds.
         self.publish();
         result
     }
@@ -127,6 +128,7 @@ impl<T> Producer<T> {
 
     /// Whether there is room for at least one value. When not, this side counts as starved from then on.
     #[cold]
+    #[inline(never)]
     pub fn has_room(&mut self) -> bool {
         if self.refresh_room() {
             return true;
