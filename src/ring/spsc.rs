@@ -133,6 +133,11 @@ impl<T> Producer<T> {
         if self.refresh_room() {
             return true;
         }
+        // Still counted as starved: the consumer has yet to ask, or just has and wakes this side after that. A producer that
+        // retries in a loop pays for the fence once.
+        if self.shared.starved.0.load(Ordering::Relaxed) {
+            return false;
+        }
         // Starvation handshake, with `Consumer::take_starved`: this side sets the flag, fences and looks at the head; the
         // other moves the head, fences and looks at the flag. The fences are totally ordered, so one of the two sees the
         // other's write and a starved producer is never forgotten.
