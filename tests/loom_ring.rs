@@ -300,6 +300,23 @@ fn a_starved_producer_is_always_woken() {
     });
 }
 
+/// Either the producer finds room or the consumer finds it starved, with nothing but the ring's own fences.
+#[test]
+fn a_refusal_is_never_overlooked() {
+    check(3, || {
+        let (mut producer, mut consumer) = channel(2);
+        producer.push(0_u32).unwrap();
+        producer.push(1).unwrap();
+        let reader = thread::spawn(move || {
+            assert_eq!(consumer.drain(2, drop), 2);
+            (consumer.take_starved(), consumer)
+        });
+        let refused = producer.push(2).is_err();
+        let (starved, _consumer) = reader.join().unwrap();
+        assert!(starved || !refused);
+    });
+}
+
 /// Nothing ever went in: both sides leave at once, and the memory is freed once.
 #[test]
 fn an_unused_ring_is_freed() {

@@ -225,6 +225,34 @@ fn clients_wake_a_sleeping_reactor_and_sleep_for_the_answer() {
 }
 
 #[test]
+fn a_reactor_that_sleeps_on_a_full_ring_is_woken_by_room_alone() {
+    let ((thread, control), mut clients) = one_reactor_and_clients(1, 2);
+    let mut client = clients.pop().unwrap();
+    let mut next = 0;
+    // Twice what the ring of answers holds, and not one of them taken.
+    while next < 4 {
+        match client.send_request(0, next) {
+            Ok(()) => next += 1,
+            Err(_) => std::thread::yield_now(),
+        }
+        client.flush();
+    }
+    // Gives the reactor time to be refused and to fall asleep; the test holds without it.
+    std::thread::sleep(Duration::from_millis(20));
+    let mut answered = 0;
+    while answered < 4 {
+        // From here on the client sends nothing that could wake the reactor by itself.
+        assert!(client.wait(Some(FOREVER)).unwrap(), "stuck after {answered} answers");
+        client.receive_answers(1, |_, answer| {
+            assert_eq!(answer, 2 * answered);
+            answered += 1;
+        });
+    }
+    control.send(Stop).unwrap();
+    assert!(thread.join().unwrap().0.owed.is_empty());
+}
+
+#[test]
 fn a_waiting_client_is_told_once_that_a_reactor_is_gone() {
     let ((thread, control), mut clients) = one_reactor_and_clients(1, 2);
     let mut client = clients.pop().unwrap();

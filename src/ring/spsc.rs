@@ -94,6 +94,7 @@ impl<T> Producer<T> {
     #[inline]
     pub fn push(&mut self, value: T) -> Result<(), Full<T>> {
         let result = self.stage(value);
+        // Also when it was refused: what was staged before must not wait for a push that succeeds.
         self.publish();
         result
     }
@@ -127,9 +128,15 @@ impl<T> Producer<T> {
 
     /// Whether there is room for at least one value. When not, this side counts as starved from then on.
     #[cold]
+    #[inline(never)]
     pub fn has_room(&mut self) -> bool {
         if self.refresh_room() {
             return true;
+        }
+        // Still counted as starved: the consumer has yet to ask, or just has and wakes this side after that. A producer that
+        // retries in a loop pays for the fence once.
+        if self.shared.starved.0.load(Ordering::Relaxed) {
+            return false;
         }
         // Starvation handshake, with `Consumer::take_starved`: this side sets the flag, fences and looks at the head; the
         // other moves the head, fences and looks at the flag. The fences are totally ordered, so one of the two sees the
