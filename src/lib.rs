@@ -1,6 +1,7 @@
 //! Basalt: a storage node that keeps a log-structured key-value engine directly on one device and serves it to
 //! Redis clients. ARCHITECTURE.md is the map.
 
+pub mod cli;
 pub mod device;
 pub mod engine;
 pub mod format;

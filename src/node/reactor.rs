@@ -19,8 +19,8 @@ use crate::engine::batch::Batch;
 use crate::engine::op::{Answer, BatchId, Clock, Key, ShardId, ShardOp, WatchedKey};
 use crate::format::slot::shard_of;
 use crate::limits::{MAILBOX_RING_CAPACITY, NODE_TASKS_MAX};
-use crate::net::backend::{Backend, Completed, ConnectionId, SlotId, Started};
-use crate::net::request::Request;
+use crate::net::{Backend, Completed, ConnectionId, SlotId, Started};
+use crate::net::Request;
 use crate::net::resp::Response;
 use crate::net::server::{Readiness, Registry, Server};
 use crate::reactor::control::ControlReceiver;
@@ -59,6 +59,8 @@ pub(super) struct Core<D> {
     answers: Vec<(u64, Answer)>,
     completions: Vec<(ConnectionId, SlotId, Completed)>,
     locked: Vec<(ConnectionId, SlotId)>,
+    /// Who asked for the stop: gets no reply, and nothing else either.
+    shutdown: Origin,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,6 +142,7 @@ impl<D: Device> NodeReactor<D> {
             answers: Vec::new(),
             completions: Vec::new(),
             locked: Vec::new(),
+            shutdown: None,
         };
         Ok(NodeReactor { core, server, control, phase: Phase::Serving })
     }
@@ -156,6 +159,9 @@ impl<D: Device> NodeReactor<D> {
                         if let Some(server) = &mut self.server {
                             server.stop_accepting(registry);
                             server.finish_connections();
+                            if let Some((connection, slot)) = self.core.shutdown.take() {
+                                server.complete(connection, slot, Completed::Reply(Response::Nothing));
+                            }
                         }
                     }
                 }
@@ -285,7 +291,8 @@ impl<D: Device> Core<D> {
     /// Takes what other reactors and in-process callers sent.
     fn rings_in(&mut self) -> bool {
         let mut any = false;
-        for peer in (0..self.mesh.peer_count()).filter(|peer| *peer != self.index) {
+        let index = self.index;
+        for peer in (0..self.mesh.peer_count()).filter(|peer| *peer != index) {
             any |= self.retry_inbox(peer);
             if !self.inbox[peer].is_empty() || !self.answer_outbox[peer].is_empty() {
                 continue;
@@ -571,6 +578,7 @@ impl<D: Device> Backend for Core<D> {
             Request::Keys { pattern } => self.start_walk(Walk::keys(origin, pattern), 0),
             Request::Shutdown { save } => {
                 if self.shared.ask_to_stop(save) {
+                    self.shutdown = origin;
                     Started::Later
                 } else {
                     let text = "ERR Errors trying to SHUTDOWN. Check logs.";

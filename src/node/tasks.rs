@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use crate::engine::batch::{Batch, BatchReply, Progress};
 use crate::engine::op::{Answer, Key, OpError, Reply, ShardId, ShardOp, WatchedKey};
-use crate::net::backend::{Completed, ConnectionId, SlotId};
+use crate::net::{Completed, ConnectionId, SlotId};
 use crate::net::glob;
 use crate::net::resp::Response;
 

@@ -20,6 +20,8 @@ pub enum Version {
 /// One reply to a client. What RESP2 has no type for is written as its nearest one.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Response {
+    /// No reply at all: the connection closes instead (SHUTDOWN).
+    Nothing,
     /// `OK`.
     Ok,
     /// No value.
@@ -95,6 +97,7 @@ impl Response {
     pub fn encode(&self, version: Version, out: &mut BytesMut) {
         let resp3 = version == Version::Resp3;
         match self {
+            Self::Nothing => {}
             Self::Ok => out.put_slice(b"+OK\r\n"),
             Self::Nil if resp3 => out.put_slice(b"_\r\n"),
             Self::Nil => out.put_slice(b"$-1\r\n"),

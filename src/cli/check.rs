@@ -1,0 +1,82 @@
+//! `basalt check`: reads and verifies everything, changes nothing.
+
+use super::device_path::{self, with_namespace};
+use super::progress::Progress;
+use super::{CheckArgs, Exit, fail, say};
+use crate::device::Namespace;
+use crate::engine::check::{Report, check as check_device};
+use crate::size;
+
+pub(super) fn check(args: &CheckArgs) -> Exit {
+    let could_not = |text: String| {
+        if args.json {
+            say(serde_json::json!({ "device": args.device.display().to_string(), "error": text }));
+        }
+        fail(Exit::CouldNotRun, text)
+    };
+    let namespace = match device_path::open(&args.device, None, None) {
+        Ok(namespace) => namespace,
+        Err(error) => return could_not(error.to_string()),
+    };
+    let name = args.device.display().to_string();
+    let mut progress = Progress::new("checking");
+    let report = with_namespace!(&namespace, namespace => match namespace.open_queue() {
+        Ok(mut queue) => check_device(&mut queue, &mut |done, total| progress.show(done, total)).map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    });
+    progress.end();
+    let report = match report {
+        Ok(report) => report,
+        Err(text) => return could_not(format!("{name}: {text}")),
+    };
+    if args.json {
+        let mut json = serde_json::json!(report);
+        json["device"] = name.into();
+        json["clean"] = report.is_clean().into();
+        say(json);
+    } else {
+        print(&name, &report);
+    }
+    if report.is_clean() { Exit::Done } else { Exit::DamageFound }
+}
+
+fn print(name: &str, report: &Report) {
+    say(format!(
+        "{name}: {}, UUID {}, {} shards, {} of {} extents used, {} keys, {} records in {} frames ({})",
+        size::show(report.device_size),
+        report.uuid,
+        report.shard_count,
+        report.extents_used,
+        report.extent_count,
+        report.keys,
+        report.records,
+        report.frames,
+        size::show(report.log_bytes)
+    ));
+    for copy in &report.bad_superblock_copies {
+        say(format!("bad superblock {copy} (the others agree; the next start repairs it)"));
+    }
+    for torn in &report.torn_tails {
+        say(format!(
+            "shard {}: the log ends in a write that was in flight at the last crash (extent {}, byte {}): no acknowledged data is affected",
+            torn.shard, torn.extent, torn.offset
+        ));
+    }
+    for one in &report.damage {
+        let shard = one.shard.map_or(String::new(), |shard| format!("shard {shard}, "));
+        let key = one.key.as_ref().map_or(String::new(), |key| format!("key '{key}', "));
+        say(format!(
+            "damaged: {key}{shard}extent {}, byte {} ({} bytes): {}",
+            one.extent, one.offset, one.size, one.what
+        ));
+    }
+    say(if report.is_clean() {
+        "clean".to_owned()
+    } else {
+        format!(
+            "damage found: {} place(s) in the log, {} superblock copies",
+            report.damage.len(),
+            report.bad_superblock_copies.len()
+        )
+    });
+}

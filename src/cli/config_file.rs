@@ -1,0 +1,55 @@
+//! The configuration file: the options of `serve` under their own names, in TOML.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::{EngineName, ServeArgs};
+use crate::limits::CONNECTION_COUNT_MAX;
+use crate::size;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct ConfigFile {
+    device: Option<PathBuf>,
+    engine: Option<String>,
+    size: Option<String>,
+    listen: Option<SocketAddr>,
+    cores: Option<String>,
+    durability: Option<String>,
+    max_clients: Option<u32>,
+    allow_remote_clients: Option<bool>,
+}
+
+/// Fills in what the command line left open. The error says which file, which setting and what is wrong.
+pub(super) fn apply(args: &mut ServeArgs, path: &Path) -> Result<(), String> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| format!("cannot read the configuration file {}: {error}", path.display()))?;
+    let file: ConfigFile = toml::from_str(&text)
+        .map_err(|error| format!("in the configuration file {}: {}", path.display(), error.to_string().trim_end()))?;
+    let wrong = |name: &str, error: String| format!("in the configuration file {}: {name}: {error}", path.display());
+    args.device = args.device.take().or(file.device);
+    args.listen = args.listen.or(file.listen);
+    args.allow_remote_clients |= file.allow_remote_clients.unwrap_or(false);
+    if let (None, Some(engine)) = (args.engine, file.engine) {
+        let parsed = <EngineName as clap::ValueEnum>::from_str(&engine, false);
+        args.engine = Some(parsed.map_err(|_| wrong("engine", format!("'{engine}' is not one of uring, sync")))?);
+    }
+    if let (None, Some(text)) = (args.size, file.size) {
+        args.size = Some(size::parse(&text).map_err(|error| wrong("size", error.to_string()))?);
+    }
+    if let (None, Some(cores)) = (&args.cores, file.cores) {
+        args.cores = Some(cores.parse().map_err(|error| wrong("cores", format!("{error}")))?);
+    }
+    if let (None, Some(mode)) = (args.durability, file.durability) {
+        args.durability = Some(mode.parse().map_err(|error| wrong("durability", format!("{error}")))?);
+    }
+    if let (None, Some(count)) = (args.max_clients, file.max_clients) {
+        if !(1..=CONNECTION_COUNT_MAX as u32).contains(&count) {
+            return Err(wrong("max-clients", format!("{count} is not in 1..={CONNECTION_COUNT_MAX}")));
+        }
+        args.max_clients = Some(count);
+    }
+    Ok(())
+}

@@ -1,0 +1,151 @@
+//! `basalt format`: makes a device Basalt's, unless something is on it.
+
+use std::fs::File;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::device_path::{self, AnyNamespace, with_namespace};
+use super::{Exit, FormatArgs, fail, note, say};
+use crate::device::{Device, DeviceError, Namespace};
+use crate::engine::device_format::{self, FormatOptions};
+use crate::engine::op::Clock;
+use crate::format::superblock::Superblock;
+use crate::limits::SHARD_COUNT_DEFAULT;
+use crate::size;
+
+/// Size of a file that is created without another wish.
+pub(super) const SIZE_DEFAULT: u64 = 4 << 30;
+
+pub(super) fn format(args: &FormatArgs) -> Exit {
+    if args.label.len() > 32 {
+        return fail(Exit::Usage, format!("the label '{}' is longer than 32 bytes", args.label));
+    }
+    match format_device(args) {
+        Ok((superblock, engine)) => {
+            let layout = superblock.layout;
+            say(format!(
+                "{}: formatted with {} in {} extents of {}, {} shards, UUID {} ({engine})",
+                args.device.display(),
+                size::show(layout.device_size),
+                layout.extent_count,
+                size::show(layout.extent_size),
+                superblock.shard_count,
+                uuid::Uuid::from_bytes(superblock.uuid)
+            ));
+            Exit::Done
+        }
+        Err((exit, text)) => fail(exit, text),
+    }
+}
+
+type Failure = (Exit, String);
+
+fn device_failure(error: &DeviceError) -> Failure {
+    let exit = if matches!(error, DeviceError::InUse { .. }) { Exit::Refused } else { Exit::Failed };
+    (exit, error.to_string())
+}
+
+fn format_device(args: &FormatArgs) -> Result<(Superblock, &'static str), Failure> {
+    let path = &args.device;
+    if !path.exists() {
+        let size = args.size.unwrap_or(SIZE_DEFAULT);
+        return create(path, size, args.shards, &args.label).map_err(|text| (Exit::Failed, text));
+    }
+    if let Some(size) = args.size {
+        let text = format!(
+            "{} exists, so its size is what it is: leave out --size {}, or remove the file first",
+            path.display(),
+            size::show(size)
+        );
+        return Err((Exit::Usage, text));
+    }
+    let namespace = device_path::open(path, None, None).map_err(|error| device_failure(&error))?;
+    with_namespace!(&namespace, namespace => {
+        let found = device_path::findings(namespace).map_err(|text| {
+            (Exit::Failed, format!("cannot look at what is on {}: {text}", path.display()))
+        })?;
+        if !found.is_empty() && !args.force {
+            let list = found.join(", ");
+            let text = format!(
+                "{} carries data: {list}. Nothing was changed. `--force` formats it all the same, and everything on it is lost",
+                path.display()
+            );
+            return Err((Exit::Refused, text));
+        }
+        for one in &found {
+            note(format!("overwriting {one}"));
+        }
+        write(namespace, args.shards, &args.label).map_err(|text| (Exit::Failed, format!("{}: {text}", path.display())))
+    })
+}
+
+fn write<N: Namespace>(namespace: &N, shard_count: u16, label: &str) -> Result<(Superblock, &'static str), String> {
+    let mut queue = namespace.open_queue().map_err(|error| error.to_string())?;
+    let options = FormatOptions {
+        shard_count,
+        uuid: *uuid::Uuid::new_v4().as_bytes(),
+        // Version and variant bits are fixed in one UUID, so the secret is mixed from two.
+        secret: std::array::from_fn({
+            let (a, b) = (*uuid::Uuid::new_v4().as_bytes(), *uuid::Uuid::new_v4().as_bytes());
+            move |at| a[at] ^ b[at].rotate_left(3)
+        }),
+        label: label.to_owned(),
+    };
+    let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+    let clock = Clock { unix_ms, monotonic_us: 0 };
+    let superblock = device_format::format(&mut queue, &options, clock).map_err(|error| error.to_string())?;
+    Ok((superblock, queue.geometry().engine))
+}
+
+/// Creates a file and formats it, under another name until it is whole: an interrupted start leaves nothing that looks
+/// like a device.
+pub(super) fn create(
+    path: &Path,
+    size: u64,
+    shard_count: u16,
+    label: &str,
+) -> Result<(Superblock, &'static str), String> {
+    let unfinished = device_path::unfinished(path);
+    if unfinished.is_file() {
+        std::fs::remove_file(&unfinished)
+            .map_err(|error| format!("cannot remove {}, left by an earlier start: {error}", unfinished.display()))?;
+    }
+    let result = create_as(&unfinished, path, size, shard_count, label);
+    if result.is_err() {
+        // Whatever was made is of no use to anyone; the error that is reported is the first one.
+        let _ = std::fs::remove_file(&unfinished);
+    }
+    result
+}
+
+fn create_as(
+    unfinished: &Path,
+    path: &Path,
+    size: u64,
+    shard_count: u16,
+    label: &str,
+) -> Result<(Superblock, &'static str), String> {
+    let namespace: AnyNamespace =
+        device_path::open(unfinished, None, Some(size)).map_err(|error| error.to_string())?;
+    let made = with_namespace!(&namespace, namespace => write(namespace, shard_count, label))
+        .map_err(|text| format!("{}: {text}", path.display()))?;
+    drop(namespace);
+    let failed = |error: std::io::Error| format!("cannot put {} in its place: {error}", path.display());
+    // Linking fails where something appeared meanwhile; renaming would replace it.
+    std::fs::hard_link(unfinished, path).or_else(|error| match error.kind() {
+        std::io::ErrorKind::AlreadyExists => Err(error),
+        _ => std::fs::rename(unfinished, path),
+    }).map_err(failed)?;
+    let _ = std::fs::remove_file(unfinished);
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed)?;
+    Ok(made)
+}
+
+/// Creates the device that `serve` was asked for.
+pub(super) fn create_for_serve(path: &Path, size: u64) -> Result<(), String> {
+    create(path, size, SHARD_COUNT_DEFAULT, "").map(|_| ())
+}

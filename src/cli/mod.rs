@@ -1,0 +1,164 @@
+//! The command line: what a person types, and what they are told.
+//!
+//! Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused
+//! for safety; `check` adds 4 (damage found) and 8 (could not run).
+
+mod check;
+mod config_file;
+mod device_path;
+mod format;
+mod progress;
+mod serve;
+
+use std::fmt::Display;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::engine::durability::Durability;
+use crate::limits::{CONNECTION_COUNT_MAX, SHARD_COUNT_DEFAULT, SHARD_COUNT_MAX};
+use crate::reactor::cores::CoreList;
+use crate::size;
+
+/// A storage node: a log-structured key-value engine on one device, for Redis clients.
+#[derive(Debug, Parser)]
+#[command(name = "basalt", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve a device to Redis clients; without arguments, ./basalt.img, created when it is not there.
+    Serve(ServeArgs),
+    /// Format a device. Refuses one that carries data.
+    Format(FormatArgs),
+    /// Read everything on a device and verify it: exit code 0 clean, 4 damage found, 8 could not run.
+    Check(CheckArgs),
+}
+
+/// How a device is read and written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum EngineName {
+    /// io_uring with O_DIRECT.
+    Uring,
+    /// pread, pwrite and fdatasync, one at a time.
+    Sync,
+}
+
+#[derive(Debug, Args)]
+struct ServeArgs {
+    /// File or block device [default: ./basalt.img]
+    #[arg(long, value_name = "PATH")]
+    device: Option<PathBuf>,
+    /// How it is read and written [default: uring, or sync where io_uring is forbidden]
+    #[arg(long, value_name = "ENGINE")]
+    engine: Option<EngineName>,
+    /// Size of a file that is created, such as 4GiB [default: 4GiB]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    size: Option<u64>,
+    /// Address and port; port 0 lets the kernel choose one [default: 127.0.0.1:6379]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Option<std::net::SocketAddr>,
+    /// Cores to pin reactors to, one each, such as 0,1 or 0-3 [default: one unpinned reactor per core]
+    #[arg(long, value_name = "LIST")]
+    cores: Option<CoreList>,
+    /// When a write is acknowledged: always, interval=MS, bytes=N or never [default: always]
+    #[arg(long, value_name = "MODE")]
+    durability: Option<Durability>,
+    /// Connections that are served at a time [default: 10000, fewer where the limit on open files is lower]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=CONNECTION_COUNT_MAX as i64))]
+    max_clients: Option<u32>,
+    /// Listen on an address that other machines can reach, although any client may read and write everything.
+    #[arg(long)]
+    allow_remote_clients: bool,
+    /// TOML file with the same settings, named as the options; options win.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct FormatArgs {
+    /// File or block device; a file that is not there is created
+    #[arg(long, value_name = "PATH")]
+    device: PathBuf,
+    /// Size of a file that is created, such as 4GiB [default: 4GiB]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    size: Option<u64>,
+    /// Shards that the keys are spread over: the most reactors that can ever share the device
+    #[arg(long, value_name = "COUNT", default_value_t = SHARD_COUNT_DEFAULT, value_parser = clap::value_parser!(u16).range(1..=i64::from(SHARD_COUNT_MAX)))]
+    shards: u16,
+    /// A name for the device, up to 32 bytes
+    #[arg(long, value_name = "NAME", default_value = "")]
+    label: String,
+    /// Format although there is data on it. All of it is lost.
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Debug, Args)]
+struct CheckArgs {
+    /// File or block device
+    #[arg(long, value_name = "PATH")]
+    device: PathBuf,
+    /// Report as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What a command ended with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Exit {
+    Done,
+    Failed,
+    Usage,
+    Refused,
+    DamageFound,
+    CouldNotRun,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> ExitCode {
+        ExitCode::from(match exit {
+            Exit::Done => 0,
+            Exit::Failed => 1,
+            Exit::Usage => 2,
+            Exit::Refused => 3,
+            Exit::DamageFound => 4,
+            Exit::CouldNotRun => 8,
+        })
+    }
+}
+
+/// Runs a command and returns its exit code.
+pub fn run(cli: Cli) -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("BASALT_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    match cli.command {
+        Command::Serve(args) => serve::serve(args),
+        Command::Format(args) => format::format(&args),
+        Command::Check(args) => check::check(&args),
+    }
+    .into()
+}
+
+/// A line for the user on standard output. A closed pipe is no reason to stop.
+fn say(text: impl Display) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{text}").and_then(|()| out.flush());
+}
+
+/// A line beside the result, on standard error.
+fn note(text: impl Display) {
+    let _ = writeln!(std::io::stderr().lock(), "basalt: {text}");
+}
+
+/// An error, on standard error, and the exit code that goes with it.
+fn fail(exit: Exit, text: impl Display) -> Exit {
+    let _ = writeln!(std::io::stderr().lock(), "basalt: error: {text}");
+    exit
+}

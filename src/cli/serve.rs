@@ -1,0 +1,195 @@
+//! `basalt serve`: opens or creates a device, recovers, and serves it until told to stop.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::device_path::{self, with_namespace};
+use super::progress::Progress;
+use super::{Exit, ServeArgs, config_file, fail, format, note, say};
+use crate::device::Namespace;
+use crate::limits::{CONNECTION_COUNT_MAX, REACTOR_COUNT_MAX};
+use crate::net::port::Port;
+use crate::node::{self, Node, NodeConfig, NodeError, Opened};
+use crate::reactor::cores;
+use crate::size;
+
+const DEVICE_DEFAULT: &str = "basalt.img";
+const LISTEN_DEFAULT: ([u8; 4], u16) = ([127, 0, 0, 1], 6379);
+
+/// Descriptors that a node needs beside its connections, with room to spare.
+const DESCRIPTORS_RESERVED: u64 = 64;
+
+pub(super) fn serve(mut args: ServeArgs) -> Exit {
+    if let Some(path) = args.config.take()
+        && let Err(text) = config_file::apply(&mut args, &path)
+    {
+        return fail(Exit::Usage, text);
+    }
+    let listen = args.listen.unwrap_or_else(|| SocketAddr::from(LISTEN_DEFAULT));
+    if !listen.ip().is_loopback() && !args.allow_remote_clients {
+        return fail(
+            Exit::Refused,
+            format!(
+                "{listen} can be reached from other machines, and any client may read and write everything: \
+                 listen on 127.0.0.1, or say --allow-remote-clients"
+            ),
+        );
+    }
+    let reactors = match reactor_cores(&args) {
+        Ok(reactors) => reactors,
+        Err(text) => return fail(Exit::Usage, text),
+    };
+    // The port comes first: a second start on the same port is told so before it waits for the device or recovers it.
+    let mut port = match Port::bind(listen) {
+        Ok(port) => port,
+        Err(error) => return fail(Exit::Failed, error),
+    };
+    let path = args.device.clone().unwrap_or_else(|| PathBuf::from(DEVICE_DEFAULT));
+    match prepare_device(&path, args.size) {
+        Ok(()) => {}
+        Err((exit, text)) => return fail(exit, text),
+    }
+    let namespace = match device_path::open(&path, args.engine, None) {
+        Ok(namespace) => namespace,
+        Err(error) => return fail(Exit::Failed, error),
+    };
+    let served = with_namespace!(namespace, namespace => serve_on(namespace, &args, reactors, &mut port));
+    match served {
+        Ok(()) => Exit::Done,
+        Err(error) => fail(Exit::Failed, error),
+    }
+}
+
+/// The core of each reactor: those that were named, else one unpinned reactor per core that this process may use.
+fn reactor_cores(args: &ServeArgs) -> Result<Vec<Option<usize>>, String> {
+    match &args.cores {
+        Some(list) => {
+            list.check().map_err(|error| error.to_string())?;
+            Ok(list.cores().iter().map(|core| Some(*core)).collect())
+        }
+        None => {
+            let count = std::thread::available_parallelism().map_or(1, usize::from);
+            // Naming cores is how a reactor is pinned: the usable ones are only counted here.
+            let usable = cores::usable().map_or(count, |cores| cores.len());
+            Ok(vec![None; count.min(usable).clamp(1, REACTOR_COUNT_MAX)])
+        }
+    }
+}
+
+/// Creates the file when there is none.
+fn prepare_device(path: &Path, size: Option<u64>) -> Result<(), (Exit, String)> {
+    if path.symlink_metadata().is_err() {
+        let size = size.unwrap_or(format::SIZE_DEFAULT);
+        note(format!("{} is not there: creating it with {}", path.display(), size::show(size)));
+        return format::create_for_serve(path, size).map_err(|text| (Exit::Failed, text));
+    }
+    // A file that is there keeps its size; saying another one is a mistake that must not pass unnoticed.
+    if let Some(size) = size
+        && let Ok(metadata) = path.metadata()
+        && metadata.is_file()
+        && metadata.len() != size
+    {
+        let text = format!(
+            "{} has {} and --size says {}: leave --size out, or name another file",
+            path.display(),
+            size::show(metadata.len()),
+            size::show(size)
+        );
+        return Err((Exit::Usage, text));
+    }
+    Ok(())
+}
+
+/// Raises the limit on open files as far as it goes and returns how many connections fit.
+fn connection_count(wanted: Option<u32>) -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = wanted.map_or(CONNECTION_COUNT_MAX as u64, u64::from);
+    let needed = wanted + DESCRIPTORS_RESERVED;
+    let current = limit.current.unwrap_or(u64::MAX);
+    if current < needed {
+        let raised = limit.maximum.map_or(needed, |maximum| maximum.min(needed));
+        let set = setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum: limit.maximum });
+        let current = if set.is_ok() { raised } else { current };
+        return wanted.min(current.saturating_sub(DESCRIPTORS_RESERVED).max(1)) as usize;
+    }
+    wanted as usize
+}
+
+fn serve_on<N: Namespace>(
+    namespace: N,
+    args: &ServeArgs,
+    mut reactors: Vec<Option<usize>>,
+    port: &mut Port,
+) -> Result<(), NodeError> {
+    let mut progress = Progress::new("recovering");
+    let opened = node::open(namespace, reactors.len(), &mut |at| progress.show(at.done, at.total))?;
+    progress.end();
+    for text in &opened.notes {
+        note(text);
+    }
+    for torn in &opened.torn_tails {
+        note(format!(
+            "shard {}: cut a write that was in flight at the last crash; no acknowledged data is affected",
+            torn.shard
+        ));
+    }
+    let shards = usize::from(opened.superblock.shard_count);
+    if reactors.len() > shards {
+        note(format!("{shards} shards keep at most {shards} of {} reactors busy; the others are not started", reactors.len()));
+        reactors.truncate(shards);
+    }
+    let durability = args.durability.unwrap_or_default();
+    let config = NodeConfig {
+        durability,
+        cores: reactors,
+        connection_count_max: connection_count(args.max_clients),
+        ..NodeConfig::default()
+    };
+    let summary = summary(&opened);
+    let signals = Signals::new([SIGINT, SIGTERM])
+        .map_err(|source| NodeError::Os { action: "take signals", source })?;
+    let node = node::start(opened, Some(port), &config)?;
+    stop_on_signals(&node, signals);
+    say(format!(
+        "basalt {}: {summary}, durability {durability}, {} reactor{}, listening on {}",
+        env!("CARGO_PKG_VERSION"),
+        config.cores.len(),
+        if config.cores.len() == 1 { "" } else { "s" },
+        port.address()
+    ));
+    node.run()?;
+    note("stopped cleanly");
+    Ok(())
+}
+
+fn summary<N: Namespace>(opened: &Opened<N>) -> String {
+    let geometry = opened.namespace.geometry();
+    format!(
+        "{} ({}, {}, {} shards), {} key{} recovered from {} of log in {:.2} s",
+        opened.namespace.name(),
+        size::show(opened.superblock.layout.device_size),
+        geometry.engine,
+        opened.superblock.shard_count,
+        opened.keys,
+        if opened.keys == 1 { "" } else { "s" },
+        size::show(opened.log_bytes),
+        opened.duration.as_secs_f64()
+    )
+}
+
+/// The first signal stops the node cleanly; the second one ends the process at once, as somebody who insists expects.
+fn stop_on_signals(node: &Node, mut signals: Signals) {
+    let stop = node.stop_sender();
+    std::thread::spawn(move || {
+        for (count, _) in signals.forever().enumerate() {
+            if count > 0 || stop.send(true).is_err() {
+                std::process::exit(1);
+            }
+            note("stopping: finishing what was taken (a second signal ends at once)");
+        }
+    });
+}
