@@ -12,10 +12,16 @@
 //! - A completed write is durable only after a later flush completed, unless the geometry says that there is no
 //!   volatile cache or the write was FUA on a device that honours it.
 
+mod arena;
 pub mod buffer;
 mod check;
+#[cfg(test)]
+mod conformance;
+pub mod file;
 mod heap_pool;
 pub mod sim;
+pub mod sync;
+pub mod uring;
 
 use std::os::fd::BorrowedFd;
 
