@@ -13,10 +13,16 @@
 //!   volatile cache or the write was FUA on a device that honours it.
 
 pub mod blocking;
+mod arena;
 pub mod buffer;
 mod check;
+#[cfg(test)]
+mod conformance;
+pub mod file;
 mod heap_pool;
 pub mod sim;
+pub mod sync;
+pub mod uring;
 
 use std::os::fd::BorrowedFd;
 

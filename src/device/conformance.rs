@@ -1,0 +1,307 @@
+//! One set of tests that every engine passes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::file::FileOptions;
+use super::sim::random::Random;
+use super::sim::{SimConfig, SimDisk};
+use super::sync::SyncNamespace;
+use super::uring::UringNamespace;
+use super::{Deallocate, Device, DeviceError, DmaBuf, Io, IoDone, IoError, IoOp, Namespace, Refusal, Token};
+
+const SIZE: u64 = 8 << 20;
+
+fn submit(device: &mut impl Device, token: u64, op: IoOp) {
+    device.submit(Io { token: Token(token), op }).unwrap();
+}
+
+/// Polls until something has finished, sleeping on the wake descriptor where there is one.
+fn wait(device: &mut impl Device, done: &mut Vec<IoDone>) {
+    for _ in 0..1_000_000 {
+        if device.poll(done) > 0 {
+            return;
+        }
+        assert!(device.in_flight() > 0, "waiting for nothing");
+        if let Some(fd) = device.wake_fd() {
+            let timeout = rustix::time::Timespec { tv_sec: 20, tv_nsec: 0 };
+            let mut fds = [rustix::event::PollFd::from_borrowed_fd(fd, rustix::event::PollFlags::IN)];
+            let slept = std::time::Instant::now();
+            let ready = rustix::event::poll(&mut fds, Some(&timeout));
+            assert!(matches!(ready, Ok(1) | Err(rustix::io::Errno::INTR)), "{ready:?}");
+            // A wake that the time limit brought about is none.
+            assert!(slept.elapsed().as_secs() < 15, "the wake descriptor never became readable");
+        }
+    }
+    panic!("nothing finished");
+}
+
+pub(super) fn drain(device: &mut impl Device) -> Vec<IoDone> {
+    let mut done = Vec::new();
+    while device.in_flight() > 0 {
+        wait(device, &mut done);
+    }
+    done
+}
+
+fn run(device: &mut impl Device, op: IoOp) -> Result<Option<DmaBuf>, IoError> {
+    submit(device, 77, op);
+    let done = drain(device).pop().unwrap();
+    assert_eq!(done.token, Token(77));
+    done.status.map(|()| done.buf)
+}
+
+fn write(device: &mut impl Device, offset: u64, size: usize, byte: u8, fua: bool) {
+    let mut buf = device.allocate(size).unwrap();
+    buf.fill(byte);
+    run(device, IoOp::Write { offset, buf, fua }).unwrap();
+}
+
+fn read(device: &mut impl Device, offset: u64, size: usize) -> Vec<u8> {
+    let buf = device.allocate(size).unwrap();
+    run(device, IoOp::Read { offset, buf }).unwrap().unwrap().to_vec()
+}
+
+fn reads_back_what_was_written(device: &mut impl Device) {
+    let mut byte = 1;
+    for size in [4096, 8192, 16 << 10, 20 << 10, 64 << 10, 256 << 10, 1 << 20] {
+        for fua in [false, true] {
+            write(device, 12_288, size, byte, fua);
+            assert_eq!(read(device, 12_288, size), vec![byte; size]);
+            byte += 1;
+        }
+    }
+    run(device, IoOp::Flush).unwrap();
+    let end = device.geometry().size() - 4096;
+    write(device, end, 4096, 99, false);
+    assert_eq!(read(device, end, 4096), [99; 4096]);
+}
+
+fn refuses_what_is_invalid(device: &mut impl Device) {
+    let size = device.geometry().size();
+    let too_long = device.geometry().transfer_size_max as usize + 4096;
+    for (offset, len) in [
+        (size, 4096),
+        (size - 4096, 8192),
+        (512, 4096),
+        (0, 512),
+        (u64::MAX - 4095, 4096),
+        (0, 0),
+        (0, too_long),
+    ] {
+        for is_write in [false, true] {
+            let buf = DmaBuf::from_heap(len);
+            let op = match is_write {
+                true => IoOp::Write { offset, buf, fua: false },
+                false => IoOp::Read { offset, buf },
+            };
+            let refused = device.submit(Io { token: Token(5), op }).unwrap_err();
+            assert!(matches!(refused.why, Refusal::Failed(IoError::Invalid { .. })), "{offset} {len}");
+            assert_eq!(refused.io.token, Token(5));
+            let (IoOp::Read { buf, .. } | IoOp::Write { buf, .. }) = refused.io.op else { panic!() };
+            assert_eq!(buf.len(), len);
+        }
+    }
+    let refused = device.submit(Io { token: Token(5), op: IoOp::Deallocate { offset: size, size: 4096 } });
+    assert!(matches!(refused.unwrap_err().why, Refusal::Failed(IoError::Invalid { .. })));
+    assert_eq!(device.in_flight(), 0);
+}
+
+fn is_full_at_its_depth(device: &mut impl Device) {
+    let depth = device.geometry().depth as usize;
+    for token in 0..depth {
+        let buf = device.allocate(4096).unwrap();
+        submit(device, token as u64, IoOp::Read { offset: token as u64 * 4096, buf });
+    }
+    assert_eq!(device.in_flight(), depth);
+    let buf = device.allocate(4096).unwrap();
+    let refused = device.submit(Io { token: Token(9), op: IoOp::Read { offset: 0, buf } }).unwrap_err();
+    assert_eq!(refused.why, Refusal::Full);
+    let tokens: BTreeSet<u64> = drain(device).iter().map(|done| done.token.0).collect();
+    assert_eq!(tokens, (0..depth as u64).collect());
+    submit(device, 9, refused.io.op);
+    assert_eq!(drain(device).len(), 1);
+}
+
+/// Random reads, writes and flushes at depth, against a model of whole blocks.
+fn agrees_with_a_model(device: &mut impl Device, seed: u64, steps: u64) {
+    let mut random = Random::new(seed);
+    let mut model: BTreeMap<u64, u8> = BTreeMap::new();
+    let mut busy: BTreeMap<u64, (u64, u64, Option<u8>)> = BTreeMap::new();
+    let mut done = Vec::new();
+    let depth = device.geometry().depth.min(64) as usize;
+    for token in 0..steps {
+        let count = 1 + random.below(24);
+        let first = random.below(1024);
+        let is_write = random.chance(1, 2);
+        let overlaps = busy.values().any(|&(other, size, byte)| {
+            first < other + size && other < first + count && (is_write || byte.is_some())
+        });
+        if overlaps || device.in_flight() >= depth {
+            device.poll(&mut done);
+        } else if random.chance(1, 20) {
+            submit(device, token, IoOp::Flush);
+            busy.insert(token, (0, 0, None));
+        } else {
+            let mut buf = device.allocate(count as usize * 4096).unwrap();
+            let offset = first * 4096;
+            let byte = is_write.then(|| random.next_u64() as u8);
+            let op = match byte {
+                Some(byte) => {
+                    buf.fill(byte);
+                    IoOp::Write { offset, buf, fua: random.chance(1, 20) }
+                }
+                None => IoOp::Read { offset, buf },
+            };
+            submit(device, token, op);
+            busy.insert(token, (first, count, byte));
+        }
+        if token == steps - 1 {
+            done.extend(drain(device));
+        }
+        for finished in done.drain(..) {
+            finished.status.unwrap();
+            let (first, count, byte) = busy.remove(&finished.token.0).unwrap();
+            for index in 0..count {
+                match byte {
+                    Some(byte) => {
+                        model.insert(first + index, byte);
+                    }
+                    None => {
+                        let start = index as usize * 4096;
+                        let found = &finished.buf.as_ref().unwrap()[start..start + 4096];
+                        let expected = model.get(&(first + index));
+                        assert!(expected.is_none_or(|&byte| found.iter().all(|&got| got == byte)));
+                    }
+                }
+            }
+        }
+    }
+    assert!(busy.is_empty() && model.len() > 100);
+}
+
+fn deallocates(device: &mut impl Device) {
+    write(device, 0, 64 << 10, 5, false);
+    run(device, IoOp::Deallocate { offset: 4096, size: 32 << 10 }).unwrap();
+    assert_eq!(read(device, 0, 4096), [5; 4096]);
+    assert_eq!(read(device, 36 << 10, 4096), [5; 4096]);
+    let hole = read(device, 4096, 32 << 10);
+    match device.geometry().deallocate {
+        Deallocate::Zeroes => assert!(hole.iter().all(|&byte| byte == 0)),
+        Deallocate::None => assert!(hole.iter().all(|&byte| byte == 5)),
+        Deallocate::Advisory => {}
+    }
+}
+
+fn gets_its_buffers_back(device: &mut impl Device) {
+    let mut held = Vec::new();
+    while let Some(buf) = device.allocate(1 << 20) {
+        held.push(buf);
+        assert!(held.len() <= 1024, "the pool has no bound");
+    }
+    assert!(held.len() >= 16);
+    let count = held.len();
+    drop(held);
+    for _ in 0..3 {
+        let again: Vec<DmaBuf> = (0..count).map(|_| device.allocate(1 << 20).unwrap()).collect();
+        drop(again);
+    }
+    // Many more operations than any class of buffers has: each one must come back.
+    for token in 0..3000 {
+        let buf = device.allocate(4096).unwrap();
+        submit(device, token, IoOp::Read { offset: 0, buf });
+        drop(drain(device));
+    }
+}
+
+fn can_be_dropped_in_flight(mut device: impl Device) {
+    for token in 0..32 {
+        let mut buf = device.allocate(64 << 10).unwrap();
+        buf.fill(token as u8);
+        submit(&mut device, token, IoOp::Write { offset: token * (64 << 10), buf, fua: false });
+        if token == 15 {
+            device.poll(&mut Vec::new());
+        }
+    }
+    let spare = device.allocate(4096).unwrap();
+    drop(device);
+    // A buffer may outlive its device.
+    assert_eq!(spare.len(), 4096);
+}
+
+pub(super) fn conforms<D: Device>(mut open: impl FnMut() -> D) {
+    reads_back_what_was_written(&mut open());
+    refuses_what_is_invalid(&mut open());
+    is_full_at_its_depth(&mut open());
+    deallocates(&mut open());
+    gets_its_buffers_back(&mut open());
+    agrees_with_a_model(&mut open(), 1, 4000);
+    for _ in 0..10 {
+        can_be_dropped_in_flight(open());
+    }
+    agrees_with_a_model(&mut open(), 2, 2000);
+}
+
+fn create() -> FileOptions {
+    FileOptions { create_size: Some(SIZE), ..FileOptions::default() }
+}
+
+#[test]
+fn sim_conforms() {
+    let config = SimConfig { block_count: SIZE / 4096, ..SimConfig::default() };
+    let disk = SimDisk::new(config, 1);
+    conforms(|| disk.open_queue());
+    assert_eq!(disk.outstanding_buffers(), 0);
+}
+
+#[test]
+fn sync_conforms() {
+    let folder = tempfile::tempdir().unwrap();
+    let namespace = SyncNamespace::open(&folder.path().join("a.img"), &create()).unwrap();
+    conforms(|| namespace.open_queue().unwrap());
+}
+
+#[test]
+fn sync_conforms_through_the_page_cache() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = FileOptions { direct: super::file::DirectIo::Never, ..create() };
+    let namespace = SyncNamespace::open(&folder.path().join("a.img"), &options).unwrap();
+    assert!(!namespace.is_direct());
+    conforms(|| namespace.open_queue().unwrap());
+}
+
+#[test]
+fn uring_conforms() {
+    let folder = tempfile::tempdir().unwrap();
+    let namespace = UringNamespace::open(&folder.path().join("a.img"), &create()).unwrap();
+    conforms(|| namespace.open_queue().unwrap());
+}
+
+#[test]
+fn an_image_written_by_one_engine_reads_through_the_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.img");
+    let through_uring = || UringNamespace::open(&path, &FileOptions::default()).unwrap();
+    let through_sync = || SyncNamespace::open(&path, &FileOptions::default()).unwrap();
+    SyncNamespace::open(&path, &create()).unwrap();
+    write(&mut through_uring().open_queue().unwrap(), 8192, 16_384, 1, false);
+    let namespace = through_sync();
+    let mut device = namespace.open_queue().unwrap();
+    assert_eq!(read(&mut device, 8192, 16_384), [1; 16_384]);
+    write(&mut device, 12_288, 4096, 2, false);
+    drop((device, namespace));
+    let found = read(&mut through_uring().open_queue().unwrap(), 8192, 16_384);
+    assert!(found[..4096] == [1; 4096] && found[4096..8192] == [2; 4096] && found[8192..] == [1; 8192]);
+}
+
+#[test]
+fn a_claimed_file_is_in_use_for_every_engine() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.img");
+    let held = SyncNamespace::open(&path, &create()).unwrap();
+    let again = UringNamespace::open(&path, &FileOptions::default());
+    assert!(matches!(again, Err(DeviceError::InUse { .. })));
+    drop(held);
+    let _held = UringNamespace::open(&path, &FileOptions::default()).unwrap();
+    let again = SyncNamespace::open(&path, &FileOptions::default());
+    assert!(matches!(again, Err(DeviceError::InUse { .. })));
+}
