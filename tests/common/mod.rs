@@ -3,10 +3,6 @@
 //!
 //! Each test file compiles this module on its own and uses a part of it, hence the one allowance below.
 
-#![expect(
-    clippy::allow_attributes,
-    reason = "no expectation holds in every test file: each uses another part"
-)]
 #![allow(
     dead_code,
     unused_imports,
