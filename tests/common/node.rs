@@ -170,6 +170,22 @@ pub struct Node {
 }
 
 impl Node {
+    /// Starts `basalt` with exactly these arguments, in a directory.
+    #[track_caller]
+    pub fn start_in(directory: &Path, args: &[&str]) -> Node {
+        match Node::try_start_in(directory, args) {
+            Ok(node) => node,
+            Err(failure) => panic!("basalt {args:?} did not start: {failure}"),
+        }
+    }
+
+    /// Starts `basalt` with exactly these arguments, in a directory, until it is ready or has exited.
+    pub fn try_start_in(directory: &Path, args: &[&str]) -> Result<Node, StartFailure> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_basalt"));
+        command.args(args).current_dir(directory);
+        Node::spawn(command)?.wait_ready()
+    }
+
     fn spawn(mut command: Command) -> Result<Starting, StartFailure> {
         // Unlinked at once: a file takes any amount of log without a thread that empties a pipe.
         let stderr = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).expect("a file for stderr");
