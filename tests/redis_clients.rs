@@ -144,7 +144,7 @@ fn redis_benchmark_runs_without_an_error() {
     assert!((10_000..=30_000).contains(&count), "{count} keys after redis-benchmark");
     let key = "key:000000000001";
     let value = call!(client, "GET", key).bytes();
-    assert!(value.is_none_or(|bytes| bytes == b"xxx" || bytes == b"VXK"), "{key} holds a strange value");
+    assert!(value.is_none_or(|bytes| bytes.len() == 3), "{key} holds a strange value");
     node.stop();
 }
 
