@@ -323,7 +323,7 @@ impl Ended {
 pub fn basalt_in(directory: &Path, args: &[&str]) -> Ended {
     let mut command = Command::new(env!("CARGO_BIN_EXE_basalt"));
     command.args(args).current_dir(directory);
-    run(command, None)
+    run_within(command, None, DEADLINE)
 }
 
 /// Runs `basalt` with arguments that make it end by itself.
@@ -344,7 +344,12 @@ pub fn path_text(path: &Path) -> &str {
 
 /// Runs any command to its end, with a deadline; its input is `stdin` when there is one.
 #[track_caller]
-pub fn run(mut command: Command, stdin: Option<File>) -> Ended {
+pub fn run(command: Command, stdin: Option<File>) -> Ended {
+    run_within(command, stdin, DEADLINE * 3)
+}
+
+#[track_caller]
+fn run_within(mut command: Command, stdin: Option<File>, limit: Duration) -> Ended {
     let out = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).expect("a file for stdout");
     let err = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).expect("a file for stderr");
     command.stdin(stdin.map_or_else(Stdio::null, Stdio::from));
@@ -354,7 +359,6 @@ pub fn run(mut command: Command, stdin: Option<File>) -> Ended {
         Ok(child) => child,
         Err(e) => panic!("{:?} cannot be started: {e}", command.get_program()),
     };
-    let limit = DEADLINE * 3;
     let deadline = Instant::now() + limit;
     let status = loop {
         if let Some(status) = child.try_wait().expect("the child can be waited for") {
