@@ -1,0 +1,359 @@
+//! Devices that are full, damaged, cut short or somebody else's: never a wrong answer, never a silent one.
+
+#![cfg(test)]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use common::node::{check, path_text};
+use common::{Client, Node, Options, Reply, Rng, basalt, call, temp_dir, wait_until};
+
+const BLOCK: usize = 4096;
+
+/// Writes 8 KiB values until the device says that it is full; returns what was acknowledged.
+fn fill(client: &mut Client) -> BTreeMap<String, Vec<u8>> {
+    let mut rng = Rng::new(11);
+    let mut acked = BTreeMap::new();
+    for index in 0.. {
+        let (key, value) = (format!("full:{index:06}"), rng.bytes(8 << 10));
+        match call!(client, "SET", key, value) {
+            Reply::Simple(ok) if ok == "OK" => acked.insert(key, value),
+            Reply::Error(text) => {
+                assert!(text.starts_with("OOM device is full"), "{text}");
+                break;
+            }
+            other => panic!("SET answered {}", other.brief()),
+        };
+        assert!(index < 64 << 10, "a 64 MiB device took more than 512 MiB");
+    }
+    assert!(acked.len() > 500, "a 64 MiB device was full after {} values of 8 KiB", acked.len());
+    acked
+}
+
+#[track_caller]
+fn read_all(client: &mut Client, wanted: &BTreeMap<String, Vec<u8>>) {
+    for (key, value) in wanted {
+        let found = call!(client, "GET", key);
+        assert!(found == Reply::bulk(value), "{key}: {}", found.brief());
+    }
+    assert_eq!(call!(client, "DBSIZE").int(), wanted.len() as i64);
+}
+
+#[test]
+fn a_full_device_reads_and_deletes_and_restarts() {
+    let directory = temp_dir();
+    let options = Options::new(directory.path().join("full.img")).size("64MiB");
+    let node = options.start();
+    let mut client = node.client();
+    let mut acked = fill(&mut client);
+    read_all(&mut client, &acked);
+    // Full stays full, on another connection too, for batches as well, and in whole.
+    let mut other = node.client();
+    let big = vec![b'x'; 1 << 20];
+    let reply = call!(other, "MSET", "full:a", big, "full:b", big);
+    assert!(reply.error().starts_with("OOM"), "{reply:?}");
+    assert_eq!(call!(other, "EXISTS", "full:a", "full:b").int(), 0, "a refused batch did nothing");
+    assert_eq!(call!(other, "DEL", "full:000000").int(), 1, "deletes have reserved space");
+    acked.remove("full:000000");
+    node.kill9();
+
+    let node = options.start();
+    let mut client = node.client();
+    read_all(&mut client, &acked);
+    for index in 1..100 {
+        let key = format!("full:{index:06}");
+        assert_eq!(call!(client, "DEL", key).int(), 1, "{key}");
+        acked.remove(&key);
+    }
+    node.stop();
+    check(&options.device).expect_code(0, "check of a full device");
+    let node = options.start();
+    read_all(&mut node.client(), &acked);
+    node.stop();
+}
+
+#[test]
+fn space_comes_back_after_deletes() {
+    let directory = temp_dir();
+    let options = Options::new(directory.path().join("full.img")).size("64MiB");
+    let node = options.start();
+    let mut client = node.client();
+    let mut acked = fill(&mut client);
+    let gone: Vec<String> = acked.keys().step_by(2).cloned().collect();
+    for key in gone {
+        assert_eq!(call!(client, "DEL", key).int(), 1);
+        acked.remove(&key);
+    }
+    // Collection goes on beside the requests, so space is back some time later.
+    let value = vec![b'n'; 8 << 10];
+    for index in 0..acked.len() / 4 {
+        let key = format!("new:{index}");
+        wait_until("a write after half of a full device was deleted", 60, || {
+            call!(client, "SET", key, value) == Reply::ok()
+        });
+        acked.insert(key, value.clone());
+    }
+    read_all(&mut client, &acked);
+    node.kill9();
+    let node = options.start();
+    read_all(&mut node.client(), &acked);
+    node.stop();
+    check(&options.device).expect_code(0, "check after space came back");
+}
+
+/// Rewriting a few keys for many times the size of the device must go on for ever.
+#[test]
+fn overwriting_many_times_the_device_goes_on() {
+    let directory = temp_dir();
+    let options = Options::new(directory.path().join("churn.img")).size("64MiB").durability("never");
+    let node = options.start();
+    let mut client = node.client();
+    let mut rng = Rng::new(5);
+    let mut wanted = BTreeMap::new();
+    for index in 0..(256 << 20) / (32 << 10) {
+        let (key, value) = (format!("churn:{}", rng.below(100)), rng.bytes(32 << 10));
+        let mut reply = call!(client, "SET", key, value);
+        if reply.is_error() {
+            // A collector that is behind may refuse for a moment; it may not stay there.
+            wait_until(&format!("write {index}: {}", reply.brief()), 60, || {
+                reply = call!(client, "SET", key, value);
+                reply == Reply::ok()
+            });
+        }
+        wanted.insert(key, value);
+    }
+    read_all(&mut client, &wanted);
+    node.stop();
+    let node = options.start();
+    read_all(&mut node.client(), &wanted);
+    node.stop();
+    check(&options.device).expect_code(0, "check after churn");
+}
+
+/// An image with known values, stopped cleanly, and where each value's bytes lie in it.
+struct Canonical {
+    directory: tempfile::TempDir,
+    image: Vec<u8>,
+    values: BTreeMap<String, Vec<u8>>,
+    /// Blocks that `format` alone writes: superblock copies and partition table.
+    format_blocks: Vec<usize>,
+}
+
+impl Canonical {
+    fn new() -> Canonical {
+        let directory = temp_dir();
+        let path = directory.path().join("canonical.img");
+        basalt(&["format", "--device", path_text(&path), "--size", "64MiB"]).expect_code(0, "format");
+        let fresh = std::fs::read(&path).unwrap();
+        let format_blocks: Vec<usize> = (0..fresh.len() / BLOCK)
+            .filter(|b| fresh[b * BLOCK..][..BLOCK].iter().any(|x| *x != 0))
+            .collect();
+        assert!(format_blocks.len() >= 4, "format left only {} written blocks", format_blocks.len());
+        let options = Options::new(&path);
+        let node = options.start();
+        let mut client = node.client();
+        let mut rng = Rng::new(3);
+        let mut values = BTreeMap::new();
+        for index in 0..200 {
+            let size = [64, 900, 5_000, 40_000][index % 4];
+            let (key, value) = (format!("canon:{index:03}"), rng.bytes(size));
+            assert_eq!(call!(client, "SET", key, value), Reply::ok());
+            values.insert(key, value);
+        }
+        node.stop();
+        let image = std::fs::read(&path).unwrap();
+        Canonical { directory, image, values, format_blocks }
+    }
+
+    /// Where the first bytes of a value lie; exactly one place holds a value that was written once.
+    fn places(&self, key: &str) -> Vec<usize> {
+        let needle = &self.values[key][..32];
+        memchr::memmem::find_iter(&self.image, needle).collect()
+    }
+
+    /// A copy with some bytes changed.
+    fn damaged(&self, name: &str, flips: &[(usize, u8)]) -> PathBuf {
+        let path = self.directory.path().join(name);
+        write_sparse(&path, &self.image);
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        for (at, mask) in flips {
+            file.write_all_at(&[self.image[*at] ^ mask], *at as u64).unwrap();
+        }
+        path
+    }
+
+    /// Starts on a damaged copy. Whatever is damaged, no answer may be wrong: the right value, or a damage error, or no
+    /// start at all with a sentence. Returns how many keys answered with an error; `None` when it refused to start.
+    #[track_caller]
+    fn read_back(&self, path: &Path, what: &str) -> Option<usize> {
+        let node = match Options::new(path).try_start() {
+            Ok(node) => node,
+            Err(failure) => {
+                let refused = failure.code.is_some_and(|code| code == 1 || code == 3);
+                assert!(refused && !failure.stderr.trim().is_empty(), "{what}: {failure}");
+                assert!(!failure.stderr.contains("panicked"), "{what}: {failure}");
+                return None;
+            }
+        };
+        let errors = self.verify(&node, what);
+        node.stop();
+        Some(errors)
+    }
+
+    #[track_caller]
+    fn verify(&self, node: &Node, what: &str) -> usize {
+        let mut client = node.client();
+        let mut errors = 0;
+        for (key, value) in &self.values {
+            match call!(client, "GET", key) {
+                Reply::Bulk(bytes) if bytes == *value => {}
+                Reply::Error(text) => {
+                    assert!(text.starts_with("IOERR") && text.contains("damaged"), "{what}: {key}: {text}");
+                    errors += 1;
+                }
+                other => panic!("{what}: {key} answered {}", other.brief()),
+            }
+        }
+        errors
+    }
+}
+
+/// Most of an image is zeros: written as holes, hundreds of copies cost little.
+fn write_sparse(path: &Path, bytes: &[u8]) {
+    let file = std::fs::File::create(path).unwrap();
+    file.set_len(bytes.len() as u64).unwrap();
+    for (index, block) in bytes.chunks(BLOCK).enumerate() {
+        if block.iter().any(|byte| *byte != 0) {
+            file.write_all_at(block, (index * BLOCK) as u64).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_damaged_record_is_reported_and_never_served() {
+    let canonical = Canonical::new();
+    let mut rng = Rng::from_env("damaged records");
+    for (round, index) in [0, 1, 2, 3, 57, 102, 158, 199].into_iter().enumerate() {
+        let key = format!("canon:{index:03}");
+        let places = canonical.places(&key);
+        assert!(!places.is_empty(), "{key} is not on the device in the clear");
+        let within = rng.below(canonical.values[&key].len() as u64) as usize;
+        let flips: Vec<(usize, u8)> = places.iter().map(|at| (at + within, 1 << rng.below(8))).collect();
+        let path = canonical.damaged("record.img", &flips);
+        let what = format!("{key}, byte {within} of its value changed");
+
+        let ended = check(&path).expect_code(4, &what);
+        let text = ended.text();
+        let named = text.contains(&key) || text.contains("extent") || text.contains("byte");
+        assert!(named, "{what}: check names neither key nor range: {text}");
+        let json = basalt(&["check", "--device", path_text(&path), "--json"]).expect_code(4, &what);
+        let parsed: Result<serde_json::Value, _> = serde_json::from_str(&json.stdout);
+        assert!(parsed.is_ok_and(|value| value.is_object()), "{what}: {}", json.stdout);
+
+        let errors = canonical.read_back(&path, &what);
+        assert!(errors.is_none_or(|count| count >= 1), "{what}: the damaged value was served");
+        println!("round {round}: {what}: {errors:?} keys answered with an error");
+    }
+}
+
+#[test]
+fn damage_anywhere_never_gives_a_wrong_answer() {
+    let canonical = Canonical::new();
+    let mut rng = Rng::from_env("damage anywhere");
+    let written: Vec<usize> = (0..canonical.image.len() / BLOCK)
+        .filter(|b| canonical.image[b * BLOCK..][..BLOCK].iter().any(|x| *x != 0))
+        .collect();
+    let mut blocks: Vec<usize> = (0..16).map(|_| *rng.pick(&written)).collect();
+    let stride = canonical.format_blocks.len().div_ceil(12);
+    blocks.extend(canonical.format_blocks.iter().step_by(stride));
+    let (mut refused, mut served) = (0, 0);
+    for block in blocks {
+        let flips = [(block * BLOCK + rng.below(BLOCK as u64) as usize, 1 << rng.below(8))];
+        let path = canonical.damaged("anywhere.img", &flips);
+        let what = format!("block {block}, byte {} changed", flips[0].0);
+        let code = check(&path).code;
+        // Padding and copies that nothing needs may be damaged without a finding; the check itself always runs.
+        assert!(matches!(code, Some(0 | 4)), "{what}: check ended with {code:?}");
+        match canonical.read_back(&path, &what) {
+            None => refused += 1,
+            Some(errors) => {
+                served += 1;
+                assert!(
+                    errors == 0 || code == Some(4),
+                    "{what}: keys are damaged, but check ended with {code:?}"
+                );
+            }
+        }
+    }
+    println!("{served} damaged images served, {refused} refused");
+    assert!(served > 0, "no damaged image was ever served: one changed byte must not take everything");
+}
+
+/// One superblock copy may be lost without losing the node; all of them at once are a refusal in words.
+#[test]
+fn superblock_copies_stand_in_for_each_other() {
+    let canonical = Canonical::new();
+    let all = &canonical.format_blocks;
+    for block in [all[0], all[all.len() / 2], all[all.len() - 1]] {
+        let flips: Vec<(usize, u8)> = (0..BLOCK).map(|byte| (block * BLOCK + byte, 0xff)).collect();
+        let path = canonical.damaged("superblock.img", &flips);
+        let what = format!("block {block} lost in whole");
+        assert!(canonical.read_back(&path, &what).is_some(), "{what}: one lost block took the node");
+    }
+    let flips: Vec<(usize, u8)> =
+        all.iter().flat_map(|block| (0..BLOCK).map(move |byte| (block * BLOCK + byte, 0x55))).collect();
+    let path = canonical.damaged("superblocks.img", &flips);
+    assert_eq!(canonical.read_back(&path, "all superblocks lost"), None, "it started without any superblock");
+    let code = check(&path).code;
+    assert!(matches!(code, Some(4 | 8)), "check without any superblock ended with {code:?}");
+}
+
+/// Refuses to serve and to check, in words, and leaves every byte alone.
+#[track_caller]
+fn expect_refusal(path: &Path, what: &str) {
+    let before = std::fs::read(path).unwrap();
+    match Options::new(path).try_start() {
+        Ok(_) => panic!("{what}: it was served"),
+        Err(failure) => {
+            assert!(matches!(failure.code, Some(1 | 3)), "{what}: {failure}");
+            assert!(failure.stderr.contains(path_text(path)), "{what}: the device is not named: {failure}");
+            assert!(!failure.stderr.contains("panicked"), "{what}: {failure}");
+        }
+    }
+    let ended = check(path);
+    assert!(matches!(ended.code, Some(4 | 8)), "{what}: check ended with {:?}: {}", ended.code, ended.text());
+    assert!(std::fs::read(path).unwrap() == before, "{what}: a refused device was written to");
+}
+
+#[test]
+fn what_is_not_a_whole_basalt_device_is_refused() {
+    let canonical = Canonical::new();
+    let directory = canonical.directory.path();
+    for size in [32 << 20, (64 << 20) - BLOCK, 1 << 20, 100_000, 1] {
+        let path = directory.join("truncated.img");
+        write_sparse(&path, &canonical.image[..size]);
+        expect_refusal(&path, &format!("an image cut to {size} bytes"));
+    }
+    let text = directory.join("text.img");
+    std::fs::write(&text, "somebody's letters\n".repeat(400_000)).unwrap();
+    expect_refusal(&text, "a file of text");
+    let noise = directory.join("noise.img");
+    std::fs::write(&noise, Rng::new(1).bytes(8 << 20)).unwrap();
+    expect_refusal(&noise, "a file of noise");
+    let zeros = directory.join("zeros.img");
+    std::fs::File::create(&zeros).unwrap().set_len(64 << 20).unwrap();
+    expect_refusal(&zeros, "an image of zeros");
+    expect_refusal_of_missing(directory);
+}
+
+#[track_caller]
+fn expect_refusal_of_missing(directory: &Path) {
+    let missing = directory.join("no/such/directory/x.img");
+    let failure = Options::new(&missing).try_start().expect_err("a device in no directory");
+    assert_eq!(failure.code, Some(1), "{failure}");
+    check(&directory.join("missing.img")).expect_code(8, "check of what is not there");
+    assert!(!directory.join("missing.img").exists(), "check made a file");
+}
