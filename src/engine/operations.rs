@@ -148,19 +148,24 @@ impl<D: Device> Engine<D> {
         }
     }
 
+    /// Answers once `frame` is durable, whatever the mode.
+    fn answer_durable(&mut self, at: usize, token: u64, frame: u64, answer: Answer) {
+        let shard = &mut self.shards[at];
+        if frame <= shard.durable_frame {
+            self.answers.push((token, answer));
+        } else {
+            shard.waiters.entry(frame).or_default().push((token, answer));
+            self.committer.force_flush();
+        }
+    }
+
     fn sync(&mut self, at: usize, token: u64) {
         if let Some(error) = self.committer.poisoned() {
             self.answers.push((token, Answer::Failed(error)));
             return;
         }
-        let shard = &mut self.shards[at];
-        let frame = shard.log.last_frame();
-        if frame <= shard.durable_frame {
-            self.answers.push((token, Answer::Done));
-        } else {
-            shard.waiters.entry(frame).or_default().push((token, Answer::Done));
-            self.committer.force_flush();
-        }
+        let frame = self.shards[at].log.last_frame();
+        self.answer_durable(at, token, frame, Answer::Done);
     }
 
     // --- one key -----------------------------------------------------------------------------------------------
@@ -560,7 +565,9 @@ impl<D: Device> Engine<D> {
             // Alone, this shard decides at once: the commit record follows its parts in the same log.
             return self.commit(at, token, prepare.batch, 1, clock).map(|_| State::Prepare(prepare));
         }
-        self.answer_after(at, token, prepare.frame, Answer::Done);
+        // Two logs reach the device independently, so a batch across shards is made durable step by step in every mode:
+        // else a commit record could survive a part of its batch.
+        self.answer_durable(at, token, prepare.frame, Answer::Done);
         None
     }
 
@@ -587,6 +594,9 @@ impl<D: Device> Engine<D> {
             value: &participant_count.to_le_bytes(),
         };
         match self.append(at, Draft { record, purpose: Purpose::Reserve }, clock) {
+            Ok(appended) if participant_count > 1 => {
+                self.answer_durable(at, token, appended.frame, Answer::Done);
+            }
             Ok(appended) => self.answer_after(at, token, appended.frame, Answer::Done),
             Err(AppendError::Stall) => return Some(State::Commit { batch, participant_count }),
             Err(AppendError::Failed(error)) => self.answers.push((token, Answer::Failed(error))),
