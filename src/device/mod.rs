@@ -19,6 +19,7 @@ mod check;
 mod conformance;
 pub mod file;
 mod heap_pool;
+pub mod signature;
 pub mod sim;
 pub mod sync;
 pub mod uring;
