@@ -105,6 +105,7 @@ impl UringNamespace {
         Ok(UringDevice {
             ring,
             flights: Slab::with_capacity(geometry.depth as usize),
+            fua_count: 0,
             finished: Vec::new(),
             file,
             is_file_registered,
@@ -197,6 +198,10 @@ fn register_arena(ring: &IoUring) -> std::io::Result<Rc<Arena>> {
     Ok(arena)
 }
 
+fn is_fua(op: &IoOp) -> bool {
+    matches!(op, IoOp::Write { fua: true, .. })
+}
+
 /// An operation that the kernel has, or will have at the next poll.
 #[derive(Debug)]
 struct Flight {
@@ -212,6 +217,8 @@ pub struct UringDevice {
     /// Declared first and so dropped first: nothing of the kernel's refers to the rest when it goes.
     ring: IoUring,
     flights: Slab<Flight>,
+    /// FUA writes among the flights.
+    fua_count: usize,
     /// Done without the kernel and not yet collected.
     finished: Vec<IoDone>,
     file: File,
@@ -326,6 +333,7 @@ impl UringDevice {
         // A transfer that moves nothing any more has met the end of a file that was cut short.
         let outcome = if flight.moved < size { outcome.and(Err(Errno::IO)) } else { outcome };
         let Flight { token, op, .. } = self.flights.remove(key);
+        self.fua_count -= usize::from(is_fua(&op));
         let status = self.status(&op, outcome);
         let buf = match op {
             IoOp::Read { buf, .. } | IoOp::Write { buf, .. } => Some(buf),
@@ -395,6 +403,7 @@ impl Device for UringDevice {
         } else if matches!(op, IoOp::Flush) && self.poison.is_set() {
             self.finished.push(IoDone { token, buf: None, status: Err(FlushPoison::error()) });
         } else {
+            self.fua_count += usize::from(is_fua(&op));
             let key = self.flights.insert(Flight { token, op, moved: 0, retries: 0 });
             self.push(key);
         }
@@ -409,6 +418,11 @@ impl Device for UringDevice {
         // Only the rests of short transfers can be waiting here; a sleeper must not wait for them in vain.
         if !self.ring.submission().is_empty() {
             self.enter();
+        }
+        if done.len() == before && self.fua_count > 0 {
+            // The kernel flushes a FUA write of a file in a worker of this very core: a caller that spins would keep it
+            // out until the next tick (measured on ext4: 4 ms instead of 0.1 ms).
+            std::thread::yield_now();
         }
         done.len() - before
     }

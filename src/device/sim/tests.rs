@@ -78,6 +78,18 @@ fn completions_are_reordered_and_several_are_in_flight() {
 }
 
 #[test]
+fn what_completes_at_one_poll_completes_in_any_order() {
+    let disk = SimDisk::new(SimConfig { delay_polls_max: 1, ..small() }, 1);
+    let mut device = disk.open_queue();
+    for token in 0..16 {
+        submit_write(&mut device, token, token, 1, token as u8);
+    }
+    let mut done = Vec::new();
+    assert_eq!(device.poll(&mut done), 16);
+    assert!(!done.iter().map(|done| done.token.0).is_sorted());
+}
+
+#[test]
 #[should_panic(
     expected = "the write with token 8 of bytes 4096..8192 overlaps the in-flight write with token 7"
 )]
