@@ -46,10 +46,20 @@ fn kill_recoveries(options: &Options, rng: &mut Rng) {
     }
 }
 
+/// Kills on one image; a longer run goes through several, since a log that is never collected fills its device.
+const KILLS_PER_IMAGE: usize = 10;
+
 /// A run under mode `always`.
 fn run_always(engine: &'static str, kills: usize) {
+    let images = kills.div_ceil(KILLS_PER_IMAGE);
+    for image in 0..images {
+        run_always_on_one_image(engine, kills * (image + 1) / images - kills * image / images);
+    }
+}
+
+fn run_always_on_one_image(engine: &'static str, kills: usize) {
     let directory = temp_dir();
-    let options = Options::new(directory.path().join("kill9.img")).engine(engine).size("1GiB");
+    let options = Options::new(directory.path().join("kill9.img")).engine(engine).size("6GiB");
     let mut rng = Rng::from_env(engine);
     let mut load = Load::new(&mut rng, Promise::Acknowledged);
     let mut node = options.start();
@@ -91,7 +101,7 @@ fn always_keeps_every_acknowledged_write_sync() {
 /// window in quiet. What a kill leaves is never half of a batch.
 fn run_window(mode: &str, close: impl Fn(&Node)) {
     let directory = temp_dir();
-    let options = Options::new(directory.path().join("window.img")).durability(mode).size("1GiB");
+    let options = Options::new(directory.path().join("window.img")).durability(mode).size("4GiB");
     let mut rng = Rng::from_env(mode);
     let mut load = Load::new(&mut rng, Promise::Window);
     for kill in 0..count_from_env("BASALT_KILLS", 4).min(20) {
@@ -158,7 +168,7 @@ fn never_loses_nothing_after_save() {
 fn a_clean_stop_under_load_loses_nothing_that_was_acknowledged() {
     for mode in ["always", "interval=60000", "bytes=1073741824", "never"] {
         let directory = temp_dir();
-        let options = Options::new(directory.path().join("stop.img")).durability(mode).size("1GiB");
+        let options = Options::new(directory.path().join("stop.img")).durability(mode).size("4GiB");
         let mut rng = Rng::from_env(mode);
         let mut load = Load::new(&mut rng, Promise::Acknowledged);
         for _ in 0..2 {

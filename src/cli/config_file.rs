@@ -26,15 +26,18 @@ struct ConfigFile {
 pub(super) fn apply(args: &mut ServeArgs, path: &Path) -> Result<(), String> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| format!("cannot read the configuration file {}: {error}", path.display()))?;
-    let file: ConfigFile = toml::from_str(&text)
-        .map_err(|error| format!("in the configuration file {}: {}", path.display(), error.to_string().trim_end()))?;
-    let wrong = |name: &str, error: String| format!("in the configuration file {}: {name}: {error}", path.display());
+    let file: ConfigFile = toml::from_str(&text).map_err(|error| {
+        format!("in the configuration file {}: {}", path.display(), error.to_string().trim_end())
+    })?;
+    let wrong =
+        |name: &str, error: String| format!("in the configuration file {}: {name}: {error}", path.display());
     args.device = args.device.take().or(file.device);
     args.listen = args.listen.or(file.listen);
     args.allow_remote_clients |= file.allow_remote_clients.unwrap_or(false);
     if let (None, Some(engine)) = (args.engine, file.engine) {
         let parsed = <EngineName as clap::ValueEnum>::from_str(&engine, false);
-        args.engine = Some(parsed.map_err(|_| wrong("engine", format!("'{engine}' is not one of uring, sync")))?);
+        args.engine =
+            Some(parsed.map_err(|_| wrong("engine", format!("'{engine}' is not one of uring, sync")))?);
     }
     if let (None, Some(text)) = (args.size, file.size) {
         args.size = Some(size::parse(&text).map_err(|error| wrong("size", error.to_string()))?);

@@ -35,7 +35,9 @@ fn check_name(path: &Path) -> Result<(), DeviceError> {
     if text.starts_with("trtype:") || (is_pci_address && !path.exists()) {
         return Err(DeviceError::EngineUnavailable {
             engine: "spdk",
-            cause: format!("'{text}' names an NVMe controller, which this build can't drive; name a file or a block device"),
+            cause: format!(
+                "'{text}' names an NVMe controller, which this build can't drive; name a file or a block device"
+            ),
         });
     }
     Ok(())
@@ -52,7 +54,9 @@ pub(super) fn open(
     let open_sync = || SyncNamespace::open(path, &options(DirectIo::Preferred)).map(AnyNamespace::Sync);
     let namespace = match engine {
         Some(EngineName::Sync) => open_sync()?,
-        Some(EngineName::Uring) => UringNamespace::open(path, &options(DirectIo::Required)).map(AnyNamespace::Uring)?,
+        Some(EngineName::Uring) => {
+            UringNamespace::open(path, &options(DirectIo::Required)).map(AnyNamespace::Uring)?
+        }
         None => match UringNamespace::open(path, &options(DirectIo::Required)) {
             Ok(namespace) => AnyNamespace::Uring(namespace),
             Err(DeviceError::EngineUnavailable { cause, .. }) => {
@@ -85,9 +89,13 @@ pub(super) fn findings<N: Namespace>(namespace: &N) -> Result<Vec<String>, Strin
     match read_superblock(&mut queue) {
         Ok(quorum) => {
             let superblock = quorum.superblock;
-            let label = if superblock.label.is_empty() { String::new() } else { format!(" '{}'", superblock.label) };
+            let label =
+                if superblock.label.is_empty() { String::new() } else { format!(" '{}'", superblock.label) };
             let uuid = uuid::Uuid::from_bytes(superblock.uuid);
-            return Ok(vec![format!("a Basalt device{label} (UUID {uuid}, started {} times)", superblock.boot)]);
+            return Ok(vec![format!(
+                "a Basalt device{label} (UUID {uuid}, started {} times)",
+                superblock.boot
+            )]);
         }
         Err(OpenError::Superblock(crate::format::superblock::NoQuorum::NotFormatted)) => {}
         Err(OpenError::Io(error)) => return Err(error.to_string()),
@@ -107,7 +115,9 @@ pub(super) fn findings<N: Namespace>(namespace: &N) -> Result<Vec<String>, Strin
         geometry.size(),
     );
     match found {
-        Ok(found) => Ok(found.iter().map(|Finding { what, offset }| format!("{what} (at byte {offset})")).collect()),
+        Ok(found) => {
+            Ok(found.iter().map(|Finding { what, offset }| format!("{what} (at byte {offset})")).collect())
+        }
         Err(error) => Err(error.to_string()),
     }
 }

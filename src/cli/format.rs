@@ -79,7 +79,11 @@ fn format_device(args: &FormatArgs) -> Result<(Superblock, &'static str), Failur
     })
 }
 
-fn write<N: Namespace>(namespace: &N, shard_count: u16, label: &str) -> Result<(Superblock, &'static str), String> {
+fn write<N: Namespace>(
+    namespace: &N,
+    shard_count: u16,
+    label: &str,
+) -> Result<(Superblock, &'static str), String> {
     let mut queue = namespace.open_queue().map_err(|error| error.to_string())?;
     let options = FormatOptions {
         shard_count,
@@ -107,8 +111,9 @@ pub(super) fn create(
 ) -> Result<(Superblock, &'static str), String> {
     let unfinished = device_path::unfinished(path);
     if unfinished.is_file() {
-        std::fs::remove_file(&unfinished)
-            .map_err(|error| format!("cannot remove {}, left by an earlier start: {error}", unfinished.display()))?;
+        std::fs::remove_file(&unfinished).map_err(|error| {
+            format!("cannot remove {}, left by an earlier start: {error}", unfinished.display())
+        })?;
     }
     let result = create_as(&unfinished, path, size, shard_count, label);
     if result.is_err() {
@@ -132,10 +137,12 @@ fn create_as(
     drop(namespace);
     let failed = |error: std::io::Error| format!("cannot put {} in its place: {error}", path.display());
     // Linking fails where something appeared meanwhile; renaming would replace it.
-    std::fs::hard_link(unfinished, path).or_else(|error| match error.kind() {
-        std::io::ErrorKind::AlreadyExists => Err(error),
-        _ => std::fs::rename(unfinished, path),
-    }).map_err(failed)?;
+    std::fs::hard_link(unfinished, path)
+        .or_else(|error| match error.kind() {
+            std::io::ErrorKind::AlreadyExists => Err(error),
+            _ => std::fs::rename(unfinished, path),
+        })
+        .map_err(failed)?;
     let _ = std::fs::remove_file(unfinished);
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,

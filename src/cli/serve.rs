@@ -139,7 +139,10 @@ fn serve_on<N: Namespace>(
     }
     let shards = usize::from(opened.superblock.shard_count);
     if reactors.len() > shards {
-        note(format!("{shards} shards keep at most {shards} of {} reactors busy; the others are not started", reactors.len()));
+        note(format!(
+            "{shards} shards keep at most {shards} of {} reactors busy; the others are not started",
+            reactors.len()
+        ));
         reactors.truncate(shards);
     }
     let durability = args.durability.unwrap_or_default();
@@ -150,8 +153,8 @@ fn serve_on<N: Namespace>(
         ..NodeConfig::default()
     };
     let summary = summary(&opened);
-    let signals = Signals::new([SIGINT, SIGTERM])
-        .map_err(|source| NodeError::Os { action: "take signals", source })?;
+    let signals =
+        Signals::new([SIGINT, SIGTERM]).map_err(|source| NodeError::Os { action: "take signals", source })?;
     let node = node::start(opened, Some(port), &config)?;
     stop_on_signals(&node, signals);
     say(format!(

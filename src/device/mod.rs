@@ -12,8 +12,8 @@
 //! - A completed write is durable only after a later flush completed, unless the geometry says that there is no
 //!   volatile cache or the write was FUA on a device that honours it.
 
-pub mod blocking;
 mod arena;
+pub mod blocking;
 pub mod buffer;
 mod check;
 #[cfg(test)]

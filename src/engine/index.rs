@@ -215,7 +215,8 @@ mod tests {
                 break;
             }
             rounds += 1;
-            for _ in 0..200 {
+            // Bounded, or the scan's share of a growing index would shrink for ever.
+            for _ in 0..if added < 20_000 { 200 } else { 0 } {
                 index.insert(hash(&key(added)), &key(added), entry(0));
                 added += 1;
             }

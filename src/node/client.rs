@@ -62,7 +62,10 @@ impl Client {
             each(tag, reply_of(answer));
             count += 1;
         }
-        count + self.end.receive_answers(MAILBOX_RING_CAPACITY, |_, answer| each(answer.tag, reply_of(answer.answer)))
+        count
+            + self
+                .end
+                .receive_answers(MAILBOX_RING_CAPACITY, |_, answer| each(answer.tag, reply_of(answer.answer)))
     }
 
     /// Waits until something may be there to reap.

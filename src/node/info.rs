@@ -40,7 +40,8 @@ pub(super) fn info(shared: &Shared, sections: &[Bytes]) -> String {
 }
 
 fn section_fields(shared: &Shared, section: &str) -> Vec<(&'static str, String)> {
-    let figure = |pick: fn(&super::shared::Figures) -> &std::sync::atomic::AtomicU64| shared.sum(pick).to_string();
+    let figure =
+        |pick: fn(&super::shared::Figures) -> &std::sync::atomic::AtomicU64| shared.sum(pick).to_string();
     match section {
         "server" => {
             let port = shared.address.map_or(0, |address| address.port());
@@ -183,8 +184,10 @@ pub(super) fn config_get(shared: &Shared, value_size_max: u64, pattern: &[u8]) -
 pub(super) fn config_set(shared: &Shared, pairs: &[(Bytes, Bytes)]) -> Result<(), String> {
     let mut wanted = None;
     for (name, value) in pairs {
-        let (name, value) = (String::from_utf8_lossy(name).to_ascii_lowercase(), String::from_utf8_lossy(value));
-        let failed = |why: String| format!("ERR CONFIG SET failed (possibly related to argument '{name}') - {why}");
+        let (name, value) =
+            (String::from_utf8_lossy(name).to_ascii_lowercase(), String::from_utf8_lossy(value));
+        let failed =
+            |why: String| format!("ERR CONFIG SET failed (possibly related to argument '{name}') - {why}");
         wanted = Some(match name.as_str() {
             "durability" => value.parse::<Durability>().map_err(|error| failed(error.to_string()))?,
             "appendfsync" => match value.as_ref() {
@@ -192,7 +195,9 @@ pub(super) fn config_set(shared: &Shared, pairs: &[(Bytes, Bytes)]) -> Result<()
                 "everysec" => Durability::Interval(1_000),
                 "no" => Durability::Never,
                 _ => {
-                    return Err(failed("argument(s) must be one of the following: everysec, always, no".into()));
+                    return Err(failed(
+                        "argument(s) must be one of the following: everysec, always, no".into(),
+                    ));
                 }
             },
             known if parameters(shared, 0).iter().any(|(name, _)| *name == known) => {

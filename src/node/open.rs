@@ -66,8 +66,11 @@ pub fn open<N: Namespace>(
     let mut queue = namespace.open_queue()?;
     let (superblock, quorum) =
         begin_boot(&mut queue).map_err(|source| NodeError::Open { device: device.clone(), source })?;
-    let mut notes: Vec<String> =
-        quorum.bad.iter().map(|(copy, what)| format!("superblock copy {copy} was bad and is repaired: {what}")).collect();
+    let mut notes: Vec<String> = quorum
+        .bad
+        .iter()
+        .map(|(copy, what)| format!("superblock copy {copy} was bad and is repaired: {what}"))
+        .collect();
     let superblock = Arc::new(superblock);
     let survey = recovery::survey(&mut queue, &superblock).map_err(io)?;
     drop(queue);
@@ -86,10 +89,15 @@ pub fn open<N: Namespace>(
                         if shard.0 >= superblock.shard_count {
                             break;
                         }
-                        let result =
-                            recovery::scan_shard(&mut queue, &superblock, shard, survey.chain(shard), &mut |bytes| {
+                        let result = recovery::scan_shard(
+                            &mut queue,
+                            &superblock,
+                            shard,
+                            survey.chain(shard),
+                            &mut |bytes| {
                                 done.fetch_add(bytes, Ordering::Relaxed);
-                            });
+                            },
+                        );
                         push(result.map_err(ScanError::Io));
                     },
                 }
@@ -101,7 +109,11 @@ pub fn open<N: Namespace>(
             std::thread::sleep(Duration::from_millis(1));
             if told.elapsed() >= PROGRESS_INTERVAL {
                 told = Instant::now();
-                progress(RecoveryProgress { done: done.load(Ordering::Relaxed), total, elapsed: started.elapsed() });
+                progress(RecoveryProgress {
+                    done: done.load(Ordering::Relaxed),
+                    total,
+                    elapsed: started.elapsed(),
+                });
             }
         }
     });
@@ -126,7 +138,10 @@ pub fn open<N: Namespace>(
         });
     }
     for one in &keyed {
-        notes.push(format!("the value of key '{}' is damaged: reading it is an error", one.key.as_deref().unwrap_or("")));
+        notes.push(format!(
+            "the value of key '{}' is damaged: reading it is an error",
+            one.key.as_deref().unwrap_or("")
+        ));
     }
     let allocator = Arc::new(recovery::rebuild_allocator(&superblock, &survey, &shards));
     let committed = recovery::committed_batches(&shards);

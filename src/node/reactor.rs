@@ -19,10 +19,10 @@ use crate::engine::batch::Batch;
 use crate::engine::op::{Answer, BatchId, Clock, Key, ShardId, ShardOp, WatchedKey};
 use crate::format::slot::shard_of;
 use crate::limits::{MAILBOX_RING_CAPACITY, NODE_TASKS_MAX};
-use crate::net::{Backend, Completed, ConnectionId, SlotId, Started};
 use crate::net::Request;
 use crate::net::resp::Response;
 use crate::net::server::{Readiness, Registry, Server};
+use crate::net::{Backend, Completed, ConnectionId, SlotId, Started};
 use crate::reactor::control::ControlReceiver;
 use crate::reactor::{Event, Interest, MeshEnd, Poller, Progress, Work};
 
@@ -67,9 +67,14 @@ pub(super) struct Core<D> {
 enum Phase {
     Serving,
     /// Answering what was taken, since this moment.
-    Draining { since_us: u64, save: bool },
+    Draining {
+        since_us: u64,
+        save: bool,
+    },
     /// Waiting for the other reactors to be done too.
-    Quiet { save: bool },
+    Quiet {
+        save: bool,
+    },
     Finished,
 }
 
@@ -533,9 +538,7 @@ impl<D: Device> Backend for Core<D> {
                     Err(op) => {
                         self.tasks.remove(id);
                         match op {
-                            ShardOp::Key { key, action } => {
-                                Started::Refused(Request::Single { key, action })
-                            }
+                            ShardOp::Key { key, action } => Started::Refused(Request::Single { key, action }),
                             _ => Started::Later,
                         }
                     }

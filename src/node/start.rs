@@ -41,17 +41,22 @@ pub fn start<N: Namespace>(
     let device = namespace.name().to_owned();
     let address = port.as_ref().map(|port| port.address());
     let names = (device.clone(), namespace.geometry().engine);
-    let shared = Arc::new(Shared::new(Arc::clone(&superblock), Arc::clone(&allocator), names, address, config));
+    let shared =
+        Arc::new(Shared::new(Arc::clone(&superblock), Arc::clone(&allocator), names, address, config));
 
     let (mut ends, mut client_ends) = mesh_with_clients::<ShardRequest, ShardAnswer>(
         reactor_count,
         config.client_count,
         MAILBOX_RING_CAPACITY,
     )
-    .map_err(|error| NodeError::Os { action: "create the mailboxes of clients", source: error.source.into() })?;
+    .map_err(|error| NodeError::Os {
+        action: "create the mailboxes of clients",
+        source: error.source.into(),
+    })?;
     let mut sleepers = Vec::new();
     for _ in 0..reactor_count {
-        let sleeper = Sleeper::new().map_err(|error| NodeError::Os { action: error.action, source: error.source.into() })?;
+        let sleeper = Sleeper::new()
+            .map_err(|error| NodeError::Os { action: error.action, source: error.source.into() })?;
         sleepers.push(sleeper);
     }
     let wakers: Vec<_> = sleepers.iter().map(Sleeper::waker).collect();
@@ -176,7 +181,8 @@ impl Node {
             result = result.and(ended);
         }
         if result.is_ok() && self.shared.failed.load(std::sync::atomic::Ordering::Acquire) {
-            let source = crate::engine::op::OpError::OutcomeUnknown { detail: "the last flush failed".into() };
+            let source =
+                crate::engine::op::OpError::OutcomeUnknown { detail: "the last flush failed".into() };
             return Err(NodeError::Settle { device: self.device, source });
         }
         result

@@ -4,9 +4,9 @@ use bytes::Bytes;
 
 use crate::engine::batch::{Batch, BatchReply, Progress};
 use crate::engine::op::{Answer, Key, OpError, Reply, ShardId, ShardOp, WatchedKey};
-use crate::net::{Completed, ConnectionId, SlotId};
 use crate::net::glob;
 use crate::net::resp::Response;
+use crate::net::{Completed, ConnectionId, SlotId};
 
 /// Whom an answer is for.
 pub(super) type Origin = Option<(ConnectionId, SlotId)>;
@@ -54,7 +54,13 @@ pub(super) struct Walk {
 }
 
 impl Walk {
-    pub(super) fn scan(origin: Origin, cursor: u64, count: usize, pattern: Option<Bytes>, none: bool) -> (Walk, u64) {
+    pub(super) fn scan(
+        origin: Origin,
+        cursor: u64,
+        count: usize,
+        pattern: Option<Bytes>,
+        none: bool,
+    ) -> (Walk, u64) {
         // The low byte of a cursor is the shard; the rest is the shard's own cursor, whose low byte is zero.
         let walk = Walk {
             origin,
@@ -83,10 +89,17 @@ impl Walk {
     }
 
     /// Takes a shard's keys and returns the operation that goes on, or the reply.
-    pub(super) fn on_scanned(&mut self, cursor: u64, keys: Vec<Key>, shard_count: u16) -> Result<(ShardId, ShardOp), Response> {
+    pub(super) fn on_scanned(
+        &mut self,
+        cursor: u64,
+        keys: Vec<Key>,
+        shard_count: u16,
+    ) -> Result<(ShardId, ShardOp), Response> {
         self.visited += keys.len();
         if !self.nothing_matches {
-            let matching = keys.into_iter().filter(|key| self.pattern.as_ref().is_none_or(|pattern| glob::matches(pattern, key)));
+            let matching = keys
+                .into_iter()
+                .filter(|key| self.pattern.as_ref().is_none_or(|pattern| glob::matches(pattern, key)));
             self.found.extend(matching.map(Response::Bulk));
         }
         let mut cursor = cursor;
@@ -116,7 +129,9 @@ impl Walk {
 /// The reply of a batch as its connection is told it.
 pub(super) fn batch_response(reply: BatchReply, exec: bool) -> Response {
     match reply {
-        BatchReply::Replies(replies) if exec => Response::Array(replies.into_iter().map(Response::from).collect()),
+        BatchReply::Replies(replies) if exec => {
+            Response::Array(replies.into_iter().map(Response::from).collect())
+        }
         BatchReply::Replies(replies) => replies.into_iter().next().unwrap_or(Reply::Nil).into(),
         BatchReply::Dirty => Response::NilArray,
         BatchReply::Failed(error) => Response::from(Reply::Error(error)),
@@ -161,7 +176,8 @@ impl Task {
                 batch_step(*origin, batch, progress, *exec, watched)
             }
             Task::Watch { origin, watched, left } => {
-                if let (Answer::Watching { version }, Some(one)) = (answer, watched.get_mut(usize::from(tag))) {
+                if let (Answer::Watching { version }, Some(one)) = (answer, watched.get_mut(usize::from(tag)))
+                {
                     one.version = version;
                 }
                 *left -= 1;
@@ -207,7 +223,13 @@ fn complete(origin: Origin, response: Response) -> Step {
 }
 
 /// What a batch's progress means for its task.
-pub(super) fn batch_step(origin: Origin, batch: &Batch, progress: Progress, exec: bool, watched: &mut Vec<Key>) -> Step {
+pub(super) fn batch_step(
+    origin: Origin,
+    batch: &Batch,
+    progress: Progress,
+    exec: bool,
+    watched: &mut Vec<Key>,
+) -> Step {
     match progress {
         Progress::Locked => Step::Locked(origin),
         Progress::Reply(reply) => Step::Complete {
