@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use common::node::{check, path_text};
-use common::{Client, Node, Options, Reply, Rng, basalt, call, temp_dir, wait_until};
+use common::{Client, Node, Options, Reply, Rng, basalt, call, temp_dir};
 
 const BLOCK: usize = 4096;
 

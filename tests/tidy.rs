@@ -11,15 +11,16 @@ use common::basalt;
 /// What each top-level module may name of the crate. Downwards only: main -> cli -> node -> net -> reactor -> ring, and
 /// node -> engine -> device and format. An entry with `::` allows that part alone.
 const LAYERS: &[(&str, &[&str])] = &[
-    ("cli", &["node", "net", "reactor", "ring", "engine", "device", "format", "limits"]),
-    ("node", &["net", "reactor", "ring", "engine", "device", "format", "limits"]),
+    ("cli", &["node", "net", "reactor", "ring", "engine", "device", "format", "limits", "size"]),
+    ("node", &["net", "reactor", "ring", "engine", "device", "format", "limits", "size"]),
     ("net", &["reactor", "ring", "engine::action", "engine::op", "format::slot", "limits"]),
     ("reactor", &["ring", "engine::op", "format::slot", "limits"]),
     ("ring", &["limits"]),
-    ("engine", &["device", "format", "limits"]),
+    ("engine", &["device", "format", "limits", "size"]),
     ("device", &["limits"]),
     ("format", &["limits"]),
     ("limits", &[]),
+    ("size", &[]),
     // Deterministic simulation stands beside the node and sees all of it but the sockets.
     ("sim", &["node", "reactor", "ring", "engine", "device", "format", "limits"]),
 ];

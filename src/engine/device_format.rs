@@ -86,7 +86,7 @@ pub fn format<D: Device>(
     let mut end = vec![0; table.end.len().next_multiple_of(unit)];
     let pad = end.len() - table.end.len();
     end[pad..].copy_from_slice(&table.end);
-    if size % unit as u64 == 0 && end.len() as u64 <= DEVICE_MARGIN_SIZE {
+    if size.is_multiple_of(unit as u64) && end.len() as u64 <= DEVICE_MARGIN_SIZE {
         blocking::write(device, size - end.len() as u64, &end)?;
     }
     blocking::flush(device)?;
@@ -125,7 +125,8 @@ pub fn read_superblock<D: Device>(device: &mut D) -> Result<Quorum, OpenError> {
     let length = SUPERBLOCK_SIZE.next_multiple_of(geometry.block_size as usize);
     let read = |device: &mut D, device_size: u64, copy: usize| {
         let offset = layout::superblock_offset(device_size, copy);
-        if offset + length as u64 > geometry.size() || offset % u64::from(geometry.block_size) != 0 {
+        if offset + length as u64 > geometry.size() || !offset.is_multiple_of(u64::from(geometry.block_size))
+        {
             return Ok(Vec::new());
         }
         match blocking::read(device, offset, length) {

@@ -60,7 +60,7 @@ impl<D: Device> IoQueue<D> {
     pub(super) fn new(device: D) -> IoQueue<D> {
         let geometry = device.geometry();
         // Whole log blocks, whatever the device's own block is; a power of two keeps pieces aligned to it.
-        let transfer_size_max = (geometry.transfer_size_max as usize).min(1 << 20).max(4096);
+        let transfer_size_max = (geometry.transfer_size_max as usize).clamp(4096, 1 << 20);
         let transfer_size_max = 1 << transfer_size_max.ilog2();
         IoQueue {
             device,
@@ -109,11 +109,6 @@ impl<D: Device> IoQueue<D> {
     /// Whether anything is waiting or in flight.
     pub(super) fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.purposes.is_empty() && self.failed.is_empty()
-    }
-
-    /// Whether commands wait that the device did not take yet.
-    pub(super) fn is_backlogged(&self) -> bool {
-        !self.waiting.is_empty()
     }
 
     /// Hands waiting commands to the device until it is full or out of buffers.

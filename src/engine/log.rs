@@ -146,11 +146,6 @@ impl ShardLog {
         self.staging.len()
     }
 
-    /// The number of the frame being filled, or of the next one.
-    pub(super) fn open_frame(&self) -> u64 {
-        self.next_frame
-    }
-
     /// The last frame that anything was appended to; 0 before the first.
     pub(super) fn last_frame(&self) -> u64 {
         if self.is_dirty() { self.next_frame } else { self.next_frame - 1 }

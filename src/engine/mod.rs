@@ -217,7 +217,8 @@ impl<D: Device> Engine<D> {
     pub fn deadline_us(&self, clock: Clock) -> Option<u64> {
         let commit = self.committer.deadline_us(&self.shards);
         let expiry = self.shards.iter().filter_map(Shard::next_expiry_ms).min();
-        let expiry = expiry.map(|at| clock.monotonic_us + at.saturating_sub(clock.unix_ms).max(1) * 1_000);
+        let expiry =
+            expiry.map(|at| clock.monotonic_us + (at + 1).saturating_sub(clock.unix_ms).max(1) * 1_000);
         commit.into_iter().chain(expiry).min()
     }
 

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::Engine;
-use super::action::{Action, Need};
+use super::action::{Action, Need, is_expired};
 use super::allocator::Purpose;
 use super::log::{Appended, Draft, NoRoom};
 use super::op::{
@@ -233,7 +233,7 @@ impl<D: Device> Engine<D> {
                 }
             }
             Ok(value) => {
-                let alive = expires_at_ms == 0 || expires_at_ms > clock.unix_ms;
+                let alive = !is_expired(expires_at_ms, clock.unix_ms);
                 let current =
                     alive.then(|| Current { expires_at_ms, size: value.len() as u64, value: Some(value) });
                 self.finish_key(at, token, key, action, current, 0, held, clock);

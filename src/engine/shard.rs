@@ -8,12 +8,13 @@
 //! - An operation that must wait between reading a key and writing it holds the key; whoever comes next waits in line.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::hash::{BuildHasher, Hasher};
+use std::hash::BuildHasher;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
 use siphasher::sip::SipHasher13;
 
+use super::action::is_expired;
 use super::index::{Entry, HashIndex, Index, hash_key};
 use super::log::{Appended, ShardLog};
 use super::op::{Answer, Current, Key, KeyEffect, ShardId, Value};
@@ -28,11 +29,6 @@ impl BuildHasher for SecretHash {
     type Hasher = SipHasher13;
     fn build_hasher(&self) -> SipHasher13 {
         SipHasher13::new_with_key(&self.0)
-    }
-    fn hash_one<T: std::hash::Hash>(&self, x: T) -> u64 {
-        let mut hasher = self.build_hasher();
-        x.hash(&mut hasher);
-        hasher.finish()
     }
 }
 
@@ -183,11 +179,6 @@ impl Shard {
         self.live_bytes
     }
 
-    /// Keys whose value is not on the device yet.
-    pub(super) fn has_pending(&self) -> bool {
-        !self.pending.is_empty()
-    }
-
     /// The place that records of an extent were written for.
     pub(super) fn place_of(&self, extent: u32) -> Option<Place> {
         if let Some(open) = self.log.open_extent()
@@ -212,7 +203,7 @@ impl Shard {
 
     /// What memory knows of a key. Reaps it when it has expired.
     pub(super) fn lookup(&mut self, key: &Key, now_ms: u64) -> Lookup {
-        let expired = |at: u64| at != 0 && at <= now_ms;
+        let expired = |at: u64| is_expired(at, now_ms);
         if let Some(pending) = self.pending.get(key) {
             let depends_on = pending.at.frame;
             match &pending.value {
@@ -267,7 +258,7 @@ impl Shard {
     pub(super) fn reap_expired(&mut self, now_ms: u64, count: usize) -> bool {
         for _ in 0..count {
             match self.expiries.first() {
-                Some((at, key)) if *at <= now_ms => {
+                Some((at, key)) if is_expired(*at, now_ms) => {
                     let key = key.clone();
                     self.reap(&key);
                 }
@@ -417,7 +408,7 @@ impl Shard {
     /// Live keys from a cursor on, and the next cursor.
     pub(super) fn scan(&mut self, cursor: u64, count: usize, now_ms: u64) -> (u64, Vec<Key>) {
         let mut keys = Vec::new();
-        let live = |expires_at_ms: u64| expires_at_ms == 0 || expires_at_ms > now_ms;
+        let live = |expires_at_ms: u64| !is_expired(expires_at_ms, now_ms);
         let pending = &self.pending;
         let next = self.index.scan(cursor, count, &mut |key, entry| {
             if live(entry.expires_at_ms) && !pending.contains_key(key) {
