@@ -55,6 +55,9 @@ pub const ARGUMENT_COUNT_MAX: usize = 1 << 20;
 /// Operations that one engine has admitted and not yet answered.
 pub const ENGINE_OPERATIONS_MAX: usize = 65_536;
 
+/// Bytes of records that one engine reads at a time; more reads wait. One record larger than this is read alone.
+pub const ENGINE_READ_SIZE_MAX: usize = 32 << 20;
+
 /// Commands of one device queue that may be in flight.
 pub const DEVICE_DEPTH: usize = 256;
 

@@ -17,7 +17,7 @@ const GROWTH_MAX: u64 = 256 << 20;
 /// A node with an honest client's data on it.
 fn start() -> (tempfile::TempDir, Node, Client) {
     let directory = temp_dir();
-    let node = Options::new(directory.path().join("abuse.img")).start();
+    let node = Options::new(directory.path().join("abuse.img")).size("2GiB").start();
     let mut honest = node.client();
     for index in 0..200 {
         assert_eq!(call!(honest, "SET", format!("honest:{index}"), vec![b'h'; index * 10]), Reply::ok());

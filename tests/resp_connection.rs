@@ -84,6 +84,16 @@ fn a_refused_request_is_kept_and_offered_again() {
 #[test]
 fn reading_stops_while_too_many_replies_are_owed() {
     let (mut fake, mut connection) = (Fake { deferred: true, ..Fake::default() }, connection());
+    // A new connection's replies might be long: only a few are asked for until some have been seen.
+    connection.received(&line("GET a").repeat(200));
+    connection.advance(&mut fake);
+    assert!((2..8).contains(&fake.started.len()), "{} reads at once", fake.started.len());
+    for _ in 0..200 {
+        fake.deliver(&mut connection, 0);
+        connection.advance(&mut fake);
+    }
+    assert_eq!(take_output(&mut connection, &mut fake), b"$-1\r\n".repeat(200));
+    fake.started.clear();
     connection.received(&line("GET a").repeat(REPLY_SLOTS_MAX + 10));
     connection.advance(&mut fake);
     assert_eq!(fake.started.len(), REPLY_SLOTS_MAX);
@@ -137,7 +147,7 @@ fn fewer_large_replies_are_asked_for_at_once() {
     fake.started.clear();
     connection.received(&line("GET a").repeat(500));
     connection.advance(&mut fake);
-    assert!((10..20).contains(&fake.started.len()), "{} reads at once", fake.started.len());
+    assert!((2..8).contains(&fake.started.len()), "{} reads at once", fake.started.len());
     // Every one of them comes all the same.
     let mut size = 0;
     while !fake.pending.is_empty() {

@@ -30,6 +30,7 @@ mod shard;
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use slab::Slab;
@@ -89,6 +90,10 @@ pub struct Engine<D> {
     operations: Slab<Operation>,
     batch_holds: Slab<BatchHold>,
     reads: Slab<ReadJob>,
+    /// Reads that wait for others to end, in order.
+    reads_waiting: VecDeque<usize>,
+    /// Bytes of the reads that were started.
+    reads_size: usize,
     committer: Committer,
     value_size_max: u64,
     answers: Vec<(u64, Answer)>,
@@ -122,6 +127,8 @@ impl<D: Device> Engine<D> {
             operations: Slab::new(),
             batch_holds: Slab::new(),
             reads: Slab::new(),
+            reads_waiting: VecDeque::new(),
+            reads_size: 0,
             committer: Committer::new(durability),
             answers: Vec::new(),
             finished: Vec::new(),

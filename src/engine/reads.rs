@@ -12,6 +12,7 @@ use super::io_queue::Purpose;
 use super::op::{Clock, Key, OpError, Value};
 use crate::device::{Device, DmaBuf, IoError};
 use crate::format::record::{Record, RecordType};
+use crate::limits::ENGINE_READ_SIZE_MAX;
 
 /// Times that a read is tried.
 const READ_TRIES: u32 = 3;
@@ -66,7 +67,21 @@ impl<D: Device> Engine<D> {
             to,
         };
         let id = self.reads.insert(job);
-        self.send_read(id);
+        self.reads_waiting.push_back(id);
+        self.start_reads();
+    }
+
+    /// Starts reads that wait, in order, as far as the bound on their bytes allows.
+    fn start_reads(&mut self) {
+        while let Some(id) = self.reads_waiting.front().copied() {
+            let size = self.reads[id].size;
+            if self.reads_size > 0 && self.reads_size + size > ENGINE_READ_SIZE_MAX {
+                return;
+            }
+            self.reads_waiting.pop_front();
+            self.reads_size += size;
+            self.send_read(id);
+        }
     }
 
     fn send_read(&mut self, id: usize) {
@@ -124,7 +139,10 @@ impl<D: Device> Engine<D> {
             tracing::error!("damaged record: {detail}");
         }
         drop(buf);
-        match self.reads.remove(id).to {
+        let job = self.reads.remove(id);
+        self.reads_size -= job.size;
+        self.start_reads();
+        match job.to {
             ReadFor::Key(operation) => self.on_key_read(operation, result, clock),
             ReadFor::Lock { operation, index } => self.on_lock_read(operation, index, result),
         }

@@ -28,10 +28,11 @@ pub const IN_FLIGHT_SIZE_MAX: usize = 4 << 20;
 
 /// Bytes of replies that one connection may be owed, going by the size of its latest ones. Not a hard bound: nobody knows
 /// how long a value is before it is read. The node, which reads it, has the hard one, and refuses.
-const OWED_SIZE_MAX: usize = 16 << 20;
+const OWED_SIZE_MAX: usize = 4 << 20;
 
-/// The size of a reply as long as none was seen: small enough for a full pipeline.
-const OWED_SIZE_START: usize = OWED_SIZE_MAX / REPLY_SLOTS_MAX;
+/// The size of a reply as long as none was seen. A pessimist's guess: a first burst of requests for long values is held
+/// back at once, and short replies bring the figure down to a full pipeline within some twenty of them.
+const OWED_SIZE_START: usize = 1 << 20;
 
 /// An empty buffer that is larger than this is given back.
 const IDLE_BUFFER_SIZE_MAX: usize = 1 << 10;
