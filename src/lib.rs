@@ -10,4 +10,5 @@ pub mod net;
 pub mod node;
 pub mod reactor;
 pub mod ring;
+pub mod sim;
 pub mod size;

@@ -74,6 +74,13 @@ impl Command {
         }
     }
 
+    fn into_buf(self) -> Option<DmaBuf> {
+        match self {
+            Command::Read { buf, .. } | Command::Write { buf, .. } => Some(buf),
+            Command::Deallocate { .. } | Command::Flush { .. } => None,
+        }
+    }
+
     fn pending_id(&self) -> Option<u64> {
         match self {
             Command::Write { id, .. } | Command::Deallocate { id, .. } => Some(*id),
@@ -231,7 +238,17 @@ impl Medium {
     /// Completes what is due on this queue, in random order, until the power goes.
     pub fn poll(&mut self, queue: u64, polls: u64, done: &mut Vec<IoDone>) -> usize {
         if self.is_off() {
-            return 0;
+            // Whoever drives the queue gets its buffers back and can end. What became of the writes is decided when an
+            // image is taken: they stay among the pending ones.
+            let is_own = |flying: &mut InFlight| flying.queue == queue;
+            let lost = self.in_flight.extract_if(.., is_own);
+            let before = done.len();
+            done.extend(lost.map(|flying| IoDone {
+                token: flying.token,
+                buf: flying.command.into_buf(),
+                status: Err(IoError::Gone),
+            }));
+            return done.len() - before;
         }
         let is_due = |flying: &InFlight| flying.queue == queue && flying.ready_at <= polls;
         let mut due: Vec<InFlight> = self.in_flight.extract_if(.., |flying| is_due(flying)).collect();

@@ -1,0 +1,412 @@
+//! A node on a simulated disk: engines that share the shards, batch coordinators, and messages that take their time.
+//!
+//! It boots with the same calls in the same order as `node::open` and `node::start`.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use slab::Slab;
+
+use super::probe::Probes;
+use crate::device::sim::random::Random;
+use crate::device::sim::{SimDevice, SimDisk};
+use crate::engine::action::{Action, Command};
+use crate::engine::allocator::Allocator;
+use crate::engine::batch::{Batch, BatchReply, Progress};
+use crate::engine::device_format::{self, FormatOptions, OpenError};
+use crate::engine::durability::Durability;
+use crate::engine::op::{Answer, BatchId, Clock, Key, OpError, Reply, ShardId, ShardOp, WatchedKey};
+use crate::engine::recovery::{self, Damage};
+use crate::engine::{Engine, value_size_max};
+use crate::format::slot::shard_of;
+use crate::format::superblock::Superblock;
+
+/// What a client asks of the node.
+#[derive(Debug, Clone)]
+pub enum Request {
+    /// One action on one key.
+    Single(Key, Action),
+    /// Commands on several keys, all or nothing, unless a watched key changed.
+    Batch(Vec<Command>, Vec<WatchedKey>),
+    /// Starts a watch.
+    Watch(Key),
+    /// Counts keys on every shard.
+    Count,
+    /// All keys, by scanning every shard.
+    Keys,
+    /// Drops every key.
+    Clear,
+    /// Makes everything durable.
+    Sync,
+}
+
+/// What the node answers.
+#[derive(Debug, PartialEq)]
+pub enum Outcome {
+    /// Of a single action.
+    Reply(Reply),
+    /// Of a batch.
+    Batch(BatchReply),
+    /// Of a watch.
+    Watching(u64),
+    /// Of a count.
+    Count(u64),
+    /// Of a scan.
+    Keys(Vec<Key>),
+    /// Of the others: done, or why not.
+    Done(Result<(), OpError>),
+}
+
+/// Why a node did not boot.
+#[derive(Debug)]
+pub enum BootFailure {
+    /// The disk went away (a power cut, in a simulation).
+    Gone,
+    /// It can't be opened.
+    Open(OpenError),
+    /// Acknowledged data is lost and it is not known which.
+    Damaged(Vec<Damage>),
+}
+
+struct Task {
+    id: u64,
+    left: usize,
+    kind: TaskKind,
+}
+
+enum TaskKind {
+    Single,
+    Watch,
+    Batch(Box<Batch>),
+    Count(u64),
+    Clear(Option<OpError>),
+    Keys { shard: u16, found: Vec<Key> },
+}
+
+struct Message {
+    shard: ShardId,
+    tag: u64,
+    op: ShardOp,
+}
+
+/// A node that is up.
+pub struct SimNode {
+    superblock: Arc<Superblock>,
+    allocator: Arc<Allocator>,
+    engines: Vec<Engine<SimDevice>>,
+    mail: Vec<VecDeque<Message>>,
+    tasks: Slab<Task>,
+    done: Vec<(u64, Outcome)>,
+    batch_counter: u64,
+    random: Random,
+    /// The time, which only the simulation moves.
+    pub clock: Clock,
+    /// What recovery came to.
+    pub probes: Probes,
+}
+
+/// Keys that one step of a scan visits: few, so that scans and writes interleave.
+const SCAN_STEP: usize = 7;
+
+/// Formats a disk.
+pub fn format(disk: &SimDisk, shard_count: u16, seed: u64) {
+    let byte = seed as u8;
+    let options =
+        FormatOptions { shard_count, uuid: [byte; 16], secret: [byte ^ 0x5a; 16], label: String::new() };
+    device_format::format(&mut disk.open_queue(), &options, Clock::default())
+        .expect("formatting a simulated disk without faults succeeds");
+}
+
+impl SimNode {
+    /// Starts a node of `engine_count` engines.
+    pub fn boot(
+        disk: &SimDisk,
+        engine_count: usize,
+        durability: Durability,
+        clock: Clock,
+        seed: u64,
+    ) -> Result<SimNode, BootFailure> {
+        let failed = |error| if disk.is_off() { BootFailure::Gone } else { BootFailure::Open(error) };
+        let mut queue = disk.open_queue();
+        let (superblock, _) = device_format::begin_boot(&mut queue).map_err(failed)?;
+        let superblock = Arc::new(superblock);
+        let io = |error| failed(OpenError::Io(error));
+        let survey = recovery::survey(&mut queue, &superblock).map_err(io)?;
+        let mut scanned = Vec::new();
+        for shard in (0..superblock.shard_count).map(ShardId) {
+            let chain = survey.chain(shard);
+            scanned
+                .push(recovery::scan_shard(&mut queue, &superblock, shard, chain, &mut |_| {}).map_err(io)?);
+        }
+        let damage = survey.damage.iter().chain(scanned.iter().flat_map(|shard| &shard.damage));
+        let ranges: Vec<Damage> = damage.filter(|one| one.key.is_none()).cloned().collect();
+        if !ranges.is_empty() {
+            return Err(BootFailure::Damaged(ranges));
+        }
+        let mut probes = Probes::default();
+        for shard in &scanned {
+            probes.hit_if(shard.torn.is_some(), "torn tail cut");
+            probes.hit_if(!shard.damage.is_empty(), "damaged value kept by its key");
+            probes.hit_if(shard.used_extents.len() > 1, "log over several extents recovered");
+            let void = survey.chain(shard.id()).len() > shard.used_extents.len();
+            probes.hit_if(void, "extent without an accepted frame freed");
+        }
+        let allocator = Arc::new(recovery::rebuild_allocator(&superblock, &survey, &scanned));
+        let committed = recovery::committed_batches(&scanned);
+        let undecided =
+            scanned.iter().flat_map(|shard| &shard.batches_seen).any(|batch| !committed.contains(batch));
+        probes.hit_if(undecided, "parts without a commit record dropped");
+        let mut states: Vec<Vec<_>> = std::iter::repeat_with(Vec::new).take(engine_count).collect();
+        for shard in scanned {
+            let at = usize::from(shard.id().0) * engine_count / usize::from(superblock.shard_count);
+            states[at].push(shard.resolve(&committed, &superblock));
+        }
+        let mut engines = Vec::new();
+        for states in states {
+            let (superblock, allocator) = (Arc::clone(&superblock), Arc::clone(&allocator));
+            let mut engine = Engine::new(superblock, allocator, disk.open_queue(), states, durability);
+            engine.settle(clock).map_err(|_| BootFailure::Gone)?;
+            engines.push(engine);
+        }
+        Ok(SimNode {
+            mail: std::iter::repeat_with(VecDeque::new).take(engine_count).collect(),
+            superblock,
+            allocator,
+            engines,
+            tasks: Slab::new(),
+            done: Vec::new(),
+            batch_counter: 0,
+            random: Random::new(seed),
+            clock,
+            probes,
+        })
+    }
+
+    /// Shards of the node.
+    pub fn shard_count(&self) -> u16 {
+        self.superblock.shard_count
+    }
+
+    /// The longest value.
+    pub fn value_size_max(&self) -> u64 {
+        value_size_max(&self.superblock)
+    }
+
+    /// Extents that data may take.
+    pub fn available_extents(&self) -> u32 {
+        self.allocator.available_count()
+    }
+
+    /// Changes the durability mode of every engine.
+    pub fn set_durability(&mut self, durability: Durability) {
+        for engine in &mut self.engines {
+            engine.set_durability(durability);
+        }
+    }
+
+    fn post(&mut self, shard: ShardId, part: u16, task: usize, op: ShardOp) {
+        let to = usize::from(shard.0) * self.engines.len() / usize::from(self.shard_count());
+        self.mail[to].push_back(Message { shard, tag: u64::from(part) << 32 | task as u64, op });
+    }
+
+    fn add(&mut self, id: u64, left: usize, kind: TaskKind) -> usize {
+        self.tasks.insert(Task { id, left, kind })
+    }
+
+    /// Starts a request; its outcome comes from `take_done` under `id`.
+    pub fn start(&mut self, id: u64, request: Request) {
+        let shards = self.shard_count();
+        match request {
+            Request::Single(key, action) => {
+                let task = self.add(id, 1, TaskKind::Single);
+                self.post(shard_of(&key, shards), 0, task, ShardOp::Key { key, action });
+            }
+            Request::Watch(key) => {
+                let task = self.add(id, 1, TaskKind::Watch);
+                self.post(shard_of(&key, shards), 0, task, ShardOp::Watch { key });
+            }
+            Request::Batch(commands, watched) => {
+                self.batch_counter += 1;
+                let batch_id = BatchId { boot: self.superblock.boot, number: self.batch_counter };
+                let mut by_shard: BTreeMap<ShardId, Vec<Key>> = BTreeMap::new();
+                for one in &watched {
+                    by_shard.entry(shard_of(&one.key, shards)).or_default().push(one.key.clone());
+                }
+                let mut batch = Batch::new(batch_id, commands, watched, shards, self.value_size_max());
+                let mut sends = Vec::new();
+                let progress = batch.start(self.clock.unix_ms, &mut |shard, op| sends.push((shard, op)));
+                let task = self.add(id, 0, TaskKind::Batch(Box::new(batch)));
+                self.after_batch(task, sends, progress);
+                // The watches end with the batch; the messages come behind its own.
+                for (shard, keys) in by_shard {
+                    let task = self.add(u64::MAX, 1, TaskKind::Clear(None));
+                    self.post(shard, 0, task, ShardOp::Unwatch { keys });
+                }
+            }
+            Request::Count | Request::Clear | Request::Sync => {
+                let kind = if matches!(request, Request::Count) {
+                    TaskKind::Count(0)
+                } else {
+                    TaskKind::Clear(None)
+                };
+                let task = self.add(id, usize::from(shards), kind);
+                for shard in (0..shards).map(ShardId) {
+                    let op = match request {
+                        Request::Count => ShardOp::Count,
+                        Request::Clear => ShardOp::Clear,
+                        _ => ShardOp::Sync,
+                    };
+                    self.post(shard, 0, task, op);
+                }
+            }
+            Request::Keys => {
+                let task = self.add(id, 1, TaskKind::Keys { shard: 0, found: Vec::new() });
+                self.post(ShardId(0), 0, task, ShardOp::Scan { cursor: 0, count: SCAN_STEP });
+            }
+        }
+    }
+
+    fn after_batch(&mut self, task: usize, sends: Vec<(ShardId, ShardOp)>, progress: Progress) {
+        for (shard, op) in sends {
+            self.post(shard, shard.0, task, op);
+        }
+        let Some(Task { id, kind: TaskKind::Batch(batch), .. }) = self.tasks.get(task) else { return };
+        let (id, is_finished) = (*id, batch.is_finished());
+        if let Progress::Reply(reply) = progress {
+            self.done.push((id, Outcome::Batch(reply)));
+        }
+        if is_finished {
+            self.tasks.remove(task);
+        }
+    }
+
+    /// One pass: some messages arrive, the engines advance, answers are carried on. True when anything happened.
+    pub fn step(&mut self) -> bool {
+        let mut any = false;
+        for at in 0..self.engines.len() {
+            let arriving =
+                self.random.index(self.mail[at].len() + 1).max(usize::from(self.random.chance(1, 2)));
+            for _ in 0..arriving {
+                let Some(Message { shard, tag, op }) = self.mail[at].pop_front() else { break };
+                any = true;
+                if let Err(op) = self.engines[at].submit(shard, tag, op, self.clock) {
+                    self.mail[at].push_front(Message { shard, tag, op });
+                    break;
+                }
+            }
+            let mut answers = Vec::new();
+            any |= self.engines[at].poll(self.clock, &mut answers);
+            for (tag, answer) in answers {
+                self.on_answer(tag, answer);
+            }
+        }
+        any
+    }
+
+    fn on_answer(&mut self, tag: u64, answer: Answer) {
+        let (task_id, part) = ((tag & 0xffff_ffff) as usize, (tag >> 32) as u16);
+        let shards = self.shard_count();
+        let now_ms = self.clock.unix_ms;
+        let Some(task) = self.tasks.get_mut(task_id) else { return };
+        let id = task.id;
+        task.left = task.left.saturating_sub(1);
+        let is_last = task.left == 0;
+        match (&mut task.kind, answer) {
+            (TaskKind::Batch(batch), answer) => {
+                let mut sends = Vec::new();
+                let progress =
+                    batch.on_answer(ShardId(part), answer, now_ms, &mut |shard, op| sends.push((shard, op)));
+                self.after_batch(task_id, sends, progress);
+            }
+            (TaskKind::Single, Answer::Reply(reply)) => self.finish(task_id, Outcome::Reply(reply)),
+            (TaskKind::Watch, Answer::Watching { version }) => {
+                self.finish(task_id, Outcome::Watching(version))
+            }
+            (TaskKind::Count(sum), Answer::Count(count)) => {
+                *sum += count;
+                let sum = *sum;
+                if is_last {
+                    self.finish(task_id, Outcome::Count(sum));
+                }
+            }
+            (TaskKind::Clear(error), answer) => {
+                if let Answer::Failed(one) = answer {
+                    error.get_or_insert(one);
+                }
+                let result = error.clone().map_or(Ok(()), Err);
+                if is_last && id == u64::MAX {
+                    self.tasks.remove(task_id);
+                } else if is_last {
+                    self.finish(task_id, Outcome::Done(result));
+                }
+            }
+            (TaskKind::Keys { shard, found }, Answer::Scanned { cursor, keys }) => {
+                found.extend(keys);
+                if cursor == 0 {
+                    *shard += 1;
+                }
+                let next = ShardId(*shard);
+                if next.0 == shards {
+                    let found = std::mem::take(found);
+                    self.finish(task_id, Outcome::Keys(found));
+                } else {
+                    task.left = 1;
+                    self.post(next, 0, task_id, ShardOp::Scan { cursor, count: SCAN_STEP });
+                }
+            }
+            (_, Answer::Failed(error)) => self.finish(task_id, Outcome::Done(Err(error))),
+            (_, answer) => panic_on(&answer),
+        }
+    }
+
+    fn finish(&mut self, task: usize, outcome: Outcome) {
+        let id = self.tasks.remove(task).id;
+        self.done.push((id, outcome));
+    }
+
+    /// Outcomes since the last call.
+    pub fn take_done(&mut self) -> Vec<(u64, Outcome)> {
+        std::mem::take(&mut self.done)
+    }
+
+    /// Runs one request to its end. `None` when the disk went away meanwhile.
+    pub fn run(&mut self, disk: &SimDisk, request: Request) -> Option<Outcome> {
+        self.start(u64::MAX - 1, request);
+        // In the modes without a flush deadline the time has to move for anything to be written.
+        for _ in 0..200_000 {
+            self.step();
+            self.clock.monotonic_us += 100;
+            if disk.is_off() {
+                return None;
+            }
+            if let Some(at) = self.done.iter().position(|(id, _)| *id == u64::MAX - 1) {
+                return Some(self.done.swap_remove(at).1);
+            }
+        }
+        stuck()
+    }
+
+    /// A clean stop. False when the disk went away meanwhile.
+    pub fn stop(mut self, disk: &SimDisk) -> bool {
+        // The real node drains its tasks first: batches under way would never be released otherwise.
+        for _ in 0..200_000 {
+            if self.tasks.is_empty() || disk.is_off() {
+                break;
+            }
+            self.step();
+            self.clock.monotonic_us += 100;
+        }
+        let mut late = Vec::new();
+        self.engines.iter_mut().all(|engine| engine.stop(self.clock, &mut late).is_ok())
+    }
+}
+
+#[expect(clippy::panic, reason = "a simulation ends where the program under test breaks its contract")]
+fn panic_on(answer: &Answer) {
+    panic!("an answer that fits no request: {answer:?}");
+}
+
+#[expect(clippy::panic, reason = "a simulation ends where the program under test breaks its contract")]
+fn stuck<T>() -> Option<T> {
+    panic!("a request was never answered");
+}

@@ -1,0 +1,649 @@
+//! Clients against a simulated node, with a model beside, and crashes.
+//!
+//! Every client owns its keys and has one request at a time, so its model is exact: after each answer it knows the state
+//! of its keys, and at a crash at most its one pending request is open, which must then have happened as a whole or not at
+//! all. What any client was told before a crash, observers of others' keys included, must hold after it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+
+use super::node::{BootFailure, Outcome, Request, SimNode, format};
+use super::probe::Probes;
+use crate::device::sim::random::Random;
+use crate::device::sim::{CrashChoice, SimConfig, SimDisk, Tear};
+use crate::engine::action::{Action, Command, Expiry, Fold, Presence, SetReply};
+use crate::engine::batch::BatchReply;
+use crate::engine::check::check;
+use crate::engine::durability::Durability;
+use crate::engine::op::{Clock, Key, OpError, Reply};
+use crate::format::slot::shard_of;
+
+/// What a run is like.
+#[derive(Debug, Clone)]
+pub struct WorldConfig {
+    /// Everything is drawn from it.
+    pub seed: u64,
+    /// Requests in all.
+    pub requests: usize,
+    /// Shards of the node.
+    pub shard_count: u16,
+    /// Engines that share them.
+    pub engine_count: usize,
+    /// Bytes of the disk.
+    pub disk_size: u64,
+    /// How writes tear.
+    pub tear: Tear,
+    /// The mode; `always` promises the most.
+    pub durability: Durability,
+}
+
+impl WorldConfig {
+    /// A configuration drawn from a seed.
+    pub fn from_seed(seed: u64, requests: usize) -> WorldConfig {
+        let mut random = Random::new(seed ^ 0x5eed);
+        let shard_count = [1, 2, 4][random.index(3)];
+        WorldConfig {
+            seed,
+            requests,
+            shard_count,
+            engine_count: if shard_count > 1 && random.chance(1, 2) { 2 } else { 1 },
+            disk_size: [12u64, 24, 64][random.index(3)] << 20,
+            tear: [Tear::Block, Tear::Sector512, Tear::Byte][random.index(3)],
+            durability: Durability::Always,
+        }
+    }
+}
+
+/// What a run came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Summary {
+    /// Over everything that the disks did.
+    pub trace: u64,
+    /// Crashes.
+    pub crashes: u64,
+    /// Requests that were answered.
+    pub answered: u64,
+    /// Situations.
+    pub probes: Probes,
+}
+
+type State = Option<(Vec<u8>, u64)>;
+type Changes = BTreeMap<Key, State>;
+
+/// What the answer of a request must be.
+enum Expect {
+    /// Exactly this.
+    Reply(Reply),
+    /// Exactly these.
+    Replies(Vec<Reply>),
+    /// At least these keys, and no others of the client's.
+    Keys,
+    /// Anything that the owner's model allows: a look at another client's key.
+    Look { owner: usize, key: Key },
+    /// The shared counter: a number that nobody else got.
+    Counter,
+    /// OK.
+    Done,
+}
+
+struct Open {
+    request: Request,
+    expect: Expect,
+    changes: Changes,
+    /// Somebody saw that it happened.
+    seen: bool,
+}
+
+struct Client {
+    states: Changes,
+    open: Option<(u64, Open)>,
+}
+
+struct World {
+    config: WorldConfig,
+    random: Random,
+    disk: SimDisk,
+    clients: Vec<Client>,
+    probes: Probes,
+    clock: Clock,
+    next_id: u64,
+    answered: u64,
+    crashes: u64,
+    counter_answered: BTreeSet<i64>,
+    counter_sent: u64,
+    counter_settled: i64,
+}
+
+const CLIENTS: usize = 5;
+const KEYS_PER_CLIENT: usize = 12;
+const COUNTER: &[u8] = b"shared:counter";
+
+/// Runs a world to its end. Panics where a promise is broken; the message names the seed.
+pub fn run(config: WorldConfig) -> Summary {
+    let disk_config = SimConfig {
+        block_count: config.disk_size / 4096,
+        tear: config.tear,
+        depth: 16,
+        transfer_size_max: 128 << 10,
+        ..SimConfig::default()
+    };
+    let disk = SimDisk::new(disk_config, config.seed);
+    format(&disk, config.shard_count, config.seed);
+    let mut world = World {
+        random: Random::new(config.seed),
+        disk,
+        clients: std::iter::repeat_with(|| Client { states: Changes::new(), open: None })
+            .take(CLIENTS)
+            .collect(),
+        probes: Probes::default(),
+        clock: Clock { unix_ms: 1_000_000, monotonic_us: 0 },
+        next_id: 1,
+        answered: 0,
+        crashes: 0,
+        counter_answered: BTreeSet::new(),
+        counter_sent: 0,
+        counter_settled: 0,
+        config,
+    };
+    world.life();
+    let trace = world.disk.trace_hash();
+    Summary { trace, crashes: world.crashes, answered: world.answered, probes: world.probes }
+}
+
+fn key_of(client: usize, number: usize) -> Key {
+    Key::from(format!("c{client}:k{number}"))
+}
+
+fn set(value: &[u8], expires_at_ms: u64) -> Action {
+    let expiry = if expires_at_ms == 0 { Expiry::Clear } else { Expiry::At(expires_at_ms) };
+    Action::Set { value: Bytes::copy_from_slice(value), expiry, condition: None, reply: SetReply::Ok }
+}
+
+impl World {
+    #[track_caller]
+    #[expect(clippy::panic, reason = "a broken promise ends the simulation")]
+    fn broken(&self, what: &str) -> ! {
+        panic!("seed {}: {what} (crash {}, request {})", self.config.seed, self.crashes, self.next_id);
+    }
+
+    fn life(&mut self) {
+        let mut started = 0;
+        while started < self.config.requests {
+            let mut node = self.boot();
+            // A life is short often enough for crashes to hit everything, and long enough to fill extents.
+            let scale = self.random.index(9);
+            let requests = 1 + self.random.index(1 << scale);
+            let cut = self.random.chance(3, 4);
+            if cut {
+                let events = self.disk.events();
+                let within = self.random.below(4 * requests as u64 + 8);
+                self.disk.power_cut_at(events + within);
+            }
+            let until = started + requests;
+            while started < until && !self.disk.is_off() {
+                started += self.send(&mut node);
+                self.pass(&mut node);
+            }
+            if cut {
+                for _ in 0..self.random.index(200) {
+                    self.pass(&mut node);
+                }
+            }
+            if self.disk.is_off() || self.random.chance(1, 2) {
+                self.crash(node);
+            } else {
+                self.drain(&mut node);
+                if self.disk.is_off() {
+                    self.crash(node);
+                    continue;
+                }
+                self.disk.power_cut_at(u64::MAX);
+                self.whole_checks(&mut node);
+                if self.random.chance(1, 3) {
+                    self.disk.power_cut_at(self.disk.events() + self.random.below(40));
+                }
+                if node.stop(&self.disk) && !self.disk.is_off() {
+                    self.probes.hit("clean stop");
+                } else {
+                    self.probes.hit("crash during a clean stop");
+                    self.power_up();
+                }
+                self.check_image();
+            }
+        }
+        let node = self.boot();
+        drop(node);
+    }
+
+    /// Starts a request for an idle client. Returns how many were started.
+    fn send(&mut self, node: &mut SimNode) -> usize {
+        let at = self.random.index(CLIENTS);
+        if self.clients[at].open.is_some() {
+            return 0;
+        }
+        let open = self.choose(at, node);
+        let id = self.next_id;
+        self.next_id += 1;
+        node.start(id, open.request.clone());
+        self.clients[at].open = Some((id, open));
+        1
+    }
+
+    fn value(&mut self) -> Vec<u8> {
+        let size = match self.random.below(40) {
+            0 => 0,
+            1..=24 => self.random.index(200),
+            25..=36 => self.random.index(9_000),
+            37 | 38 => self.random.index(150_000),
+            _ => self.random.index(620_000),
+        };
+        let mut value = vec![0; size];
+        self.random.fill(&mut value);
+        value
+    }
+
+    fn state(&self, client: usize, key: &Key) -> State {
+        let state = self.clients[client].states.get(key).cloned().flatten();
+        // Expiries are far from the clock or long past, so no answer depends on the moment.
+        state.filter(|(_, expires)| *expires == 0 || *expires > self.clock.unix_ms)
+    }
+
+    fn choose(&mut self, client: usize, node: &SimNode) -> Open {
+        let key = key_of(client, self.random.index(KEYS_PER_CLIENT));
+        let before = self.state(client, &key);
+        let single = |action: Action, reply: Reply, after: Option<State>| Open {
+            request: Request::Single(key.clone(), action),
+            expect: Expect::Reply(reply),
+            changes: after.map(|state| (key.clone(), state)).into_iter().collect(),
+            seen: false,
+        };
+        let bulk =
+            |state: &State| state.as_ref().map_or(Reply::Nil, |(value, _)| Reply::Bulk(value.clone().into()));
+        let expires = before.as_ref().map_or(0, |(_, expires)| *expires);
+        match self.random.below(100) {
+            0..=29 => {
+                let value = self.value();
+                let expires = match self.random.below(12) {
+                    0 => self.clock.unix_ms + 10_000_000,
+                    1 => self.clock.unix_ms.saturating_sub(10),
+                    _ => 0,
+                };
+                let after = (expires == 0 || expires > self.clock.unix_ms).then(|| (value.clone(), expires));
+                single(set(&value, expires), Reply::Ok, Some(after))
+            }
+            30..=44 => single(Action::Get, bulk(&before), None),
+            45..=54 => {
+                let gone = i64::from(before.is_some());
+                single(Action::Delete, Reply::Int(gone), Some(None))
+            }
+            55..=59 => {
+                let more = self.value();
+                let mut value = before.map_or(Vec::new(), |(value, _)| value);
+                value.extend_from_slice(&more);
+                let reply = Reply::Int(value.len() as i64);
+                if value.len() as u64 > node.value_size_max() {
+                    return single(Action::Exists, Reply::Int(1), None);
+                }
+                single(Action::Append(more.into()), reply, Some(Some((value, expires))))
+            }
+            60..=62 => {
+                let value = self.value();
+                let action = Action::Set {
+                    value: value.clone().into(),
+                    expiry: Expiry::Keep,
+                    condition: Some(if self.random.chance(1, 2) {
+                        Presence::Absent
+                    } else {
+                        Presence::Present
+                    }),
+                    reply: SetReply::Old,
+                };
+                let absent = matches!(action, Action::Set { condition: Some(Presence::Absent), .. });
+                let applies = absent == before.is_none();
+                let after = applies.then_some(Some((value, expires)));
+                single(action, bulk(&before), after)
+            }
+            63..=66 => {
+                let owner = self.random.index(CLIENTS);
+                let key = key_of(owner, self.random.index(KEYS_PER_CLIENT));
+                Open {
+                    request: Request::Single(key.clone(), Action::Get),
+                    expect: Expect::Look { owner, key },
+                    changes: Changes::new(),
+                    seen: false,
+                }
+            }
+            67..=71 => {
+                self.counter_sent += 1;
+                Open {
+                    request: Request::Single(Key::from_static(COUNTER), Action::Increment(1)),
+                    expect: Expect::Counter,
+                    changes: Changes::new(),
+                    seen: false,
+                }
+            }
+            72..=91 => self.choose_batch(client, node),
+            92..=94 => {
+                Open { request: Request::Keys, expect: Expect::Keys, changes: Changes::new(), seen: false }
+            }
+            95 => Open { request: Request::Sync, expect: Expect::Done, changes: Changes::new(), seen: false },
+            _ => single(Action::Strlen, Reply::Int(before.map_or(0, |(value, _)| value.len() as i64)), None),
+        }
+    }
+
+    fn choose_batch(&mut self, client: usize, node: &SimNode) -> Open {
+        let mut changes = Changes::new();
+        let mut commands = Vec::new();
+        let mut replies = Vec::new();
+        let mut shards = BTreeSet::new();
+        for _ in 0..1 + self.random.index(5) {
+            let key = key_of(client, self.random.index(KEYS_PER_CLIENT));
+            shards.insert(shard_of(&key, node.shard_count()));
+            let now = changes.get(&key).cloned().unwrap_or_else(|| self.state(client, &key));
+            let (action, reply) = match self.random.below(4) {
+                0 => {
+                    changes.insert(key.clone(), None);
+                    (Action::Delete, Reply::Int(i64::from(now.is_some())))
+                }
+                1 => (Action::Get, now.map_or(Reply::Nil, |(value, _)| Reply::Bulk(value.into()))),
+                _ => {
+                    let value = self.value();
+                    changes.insert(key.clone(), Some((value.clone(), 0)));
+                    (set(&value, 0), Reply::Ok)
+                }
+            };
+            commands.push(Command { actions: vec![(key, action)], fold: Fold::One });
+            replies.push(reply);
+        }
+        self.probes.hit_if(shards.len() > 1 && changes.len() > 1, "batch across shards");
+        self.probes.hit_if(shards.len() == 1, "batch on one shard");
+        Open {
+            request: Request::Batch(commands, Vec::new()),
+            expect: Expect::Replies(replies),
+            changes,
+            seen: false,
+        }
+    }
+
+    fn pass(&mut self, node: &mut SimNode) {
+        node.step();
+        node.clock.monotonic_us += self.random.below(400);
+        node.clock.unix_ms += self.random.below(2);
+        self.clock = node.clock;
+        for (id, outcome) in node.take_done() {
+            self.on_done(id, outcome, node);
+        }
+    }
+
+    fn drain(&mut self, node: &mut SimNode) {
+        for _ in 0..400_000 {
+            if self.disk.is_off() || self.clients.iter().all(|client| client.open.is_none()) {
+                return;
+            }
+            self.pass(node);
+        }
+        self.broken("a request was never answered");
+    }
+
+    fn on_done(&mut self, id: u64, outcome: Outcome, node: &SimNode) {
+        // What is answered after the power went never reached anyone.
+        if self.disk.is_off() {
+            return;
+        }
+        let Some(at) =
+            self.clients.iter().position(|client| client.open.as_ref().is_some_and(|(open, _)| *open == id))
+        else {
+            self.broken("an answer that nobody waits for");
+        };
+        let Some((_, open)) = self.clients[at].open.take() else { return };
+        self.answered += 1;
+        let full = |error: &OpError| matches!(error, OpError::DeviceFull | OpError::ReserveExhausted);
+        let refused = match &outcome {
+            Outcome::Reply(Reply::Error(error)) | Outcome::Batch(BatchReply::Failed(error)) => full(error),
+            _ => false,
+        };
+        if refused {
+            self.probes.hit("write refused by a full device");
+            let available = node.available_extents();
+            if available > 0 && !open.changes.is_empty() && available > u32::from(node.shard_count()) {
+                self.broken(&format!("refused as full while {available} extents are available"));
+            }
+            return;
+        }
+        match (&open.expect, outcome) {
+            (Expect::Reply(expected), Outcome::Reply(reply)) => {
+                if *expected != reply {
+                    self.broken(&format!("{:?} got {}", short(&open.request), brief(&reply)));
+                }
+            }
+            (Expect::Replies(expected), Outcome::Batch(BatchReply::Replies(replies))) => {
+                if *expected != replies {
+                    self.broken(&format!("a batch got {:?}", replies.iter().map(brief).collect::<Vec<_>>()));
+                }
+            }
+            (Expect::Look { owner, key }, Outcome::Reply(reply)) => self.look(*owner, key, &reply),
+            (Expect::Counter, Outcome::Reply(Reply::Int(number))) => {
+                if number <= self.counter_settled || !self.counter_answered.insert(number) {
+                    self.broken(&format!("the counter gave {number} twice"));
+                }
+            }
+            (Expect::Keys, Outcome::Keys(keys)) => self.on_keys(at, &keys),
+            (Expect::Done, Outcome::Done(Ok(()))) => {}
+            (_, outcome) => self.broken(&format!("{:?} got {outcome:?}", short(&open.request))),
+        }
+        self.clients[at].states.extend(open.changes);
+    }
+
+    /// Somebody else's key: its owner's last state, or the one that its open request makes.
+    fn look(&mut self, owner: usize, key: &Key, reply: &Reply) {
+        let matches = |state: &State| match (state, reply) {
+            (None, Reply::Nil) => true,
+            (Some((value, _)), Reply::Bulk(found)) => value == found,
+            _ => false,
+        };
+        let before = self.state(owner, key);
+        if let Some((_, open)) = &mut self.clients[owner].open
+            && let Some(after) = open.changes.get(key)
+            && matches(after)
+            && *after != before
+        {
+            open.seen = true;
+            self.probes.hit("an open write was seen by another client");
+        } else if !matches(&before) {
+            // The owner may have moved on since the look began; only a value that was never written is wrong.
+            self.probes.hit("a look at a key that moved on");
+        }
+    }
+
+    fn on_keys(&mut self, client: usize, keys: &[Key]) {
+        let found: BTreeSet<&Key> = keys.iter().collect();
+        for number in 0..KEYS_PER_CLIENT {
+            let key = key_of(client, number);
+            if self.state(client, &key).is_some() != found.contains(&key) {
+                self.broken(&format!(
+                    "a scan {} {key:?}",
+                    if found.contains(&key) { "invented" } else { "missed" }
+                ));
+            }
+        }
+    }
+
+    /// Power off, whatever is open stays open; then up again.
+    fn crash(&mut self, node: SimNode) {
+        if !self.disk.is_off() {
+            self.disk.power_cut_at(0);
+        }
+        self.probes.hit_if(!self.disk.unflushed().is_empty(), "crash with unflushed writes");
+        drop(node);
+        self.power_up();
+    }
+
+    fn power_up(&mut self) {
+        self.crashes += 1;
+        let mut choice = match self.random.below(8) {
+            0 => CrashChoice::Nothing,
+            1 => CrashChoice::Everything,
+            _ => CrashChoice::seeded(self.random.next_u64()),
+        };
+        self.disk.crash(&mut choice);
+        self.check_image();
+    }
+
+    fn check_image(&mut self) {
+        // A cut that was armed for what came before must not hit the check.
+        self.disk.power_cut_at(u64::MAX);
+        match check(&mut self.disk.open_queue(), &mut |_, _| {}) {
+            Ok(report) if report.damage.is_empty() => {}
+            Ok(report) => self.broken(&format!("check finds damage after a crash: {:?}", report.damage)),
+            Err(error) => self.broken(&format!("check cannot run after a crash: {error}")),
+        }
+    }
+
+    /// Boots, through crashes of the recovery itself, and settles every client's open request.
+    fn boot(&mut self) -> SimNode {
+        let mut node = loop {
+            if self.random.chance(1, 4) {
+                let events = self.disk.events();
+                self.disk.power_cut_at(events + self.random.below(60));
+                self.probes.hit("power cut armed during recovery");
+            }
+            let (engines, durability) = (self.config.engine_count, self.config.durability);
+            let booted = SimNode::boot(&self.disk, engines, durability, self.clock, self.random.next_u64());
+            match booted {
+                Ok(node) if !self.disk.is_off() => break node,
+                Ok(_) | Err(BootFailure::Gone) => {
+                    self.probes.hit("crash during recovery");
+                    self.power_up();
+                }
+                Err(failure) => self.broken(&format!("the node does not boot: {failure:?}")),
+            }
+        };
+        self.probes.add(&std::mem::take(&mut node.probes));
+        // A cut that was armed for the recovery but came too late must not hit the checks below.
+        self.disk.power_cut_at(u64::MAX);
+        for at in 0..CLIENTS {
+            self.settle(at, &mut node);
+        }
+        self.settle_counter(&mut node);
+        let expected: u64 = (0..CLIENTS).map(|client| self.live(client)).sum();
+        let counter = u64::from(self.counter_settled > 0);
+        match node.run(&self.disk, Request::Count) {
+            Some(Outcome::Count(count)) if count == expected + counter => {}
+            other => {
+                self.broken(&format!("{} keys are there, the node counts {other:?}", expected + counter))
+            }
+        }
+        self.clock = node.clock;
+        node
+    }
+
+    fn live(&self, client: usize) -> u64 {
+        (0..KEYS_PER_CLIENT).filter(|number| self.state(client, &key_of(client, *number)).is_some()).count()
+            as u64
+    }
+
+    fn read(&self, node: &mut SimNode, key: &Key) -> Option<Vec<u8>> {
+        match node.run(&self.disk, Request::Single(key.clone(), Action::Get)) {
+            Some(Outcome::Reply(Reply::Nil)) => None,
+            Some(Outcome::Reply(Reply::Bulk(value))) => Some(value.to_vec()),
+            other => self.broken(&format!("GET {key:?} after recovery: {other:?}")),
+        }
+    }
+
+    /// Every key is as its owner was told; an open request happened as a whole or not at all.
+    fn settle(&mut self, client: usize, node: &mut SimNode) {
+        let open = self.clients[client].open.take();
+        let mut found = BTreeMap::new();
+        for number in 0..KEYS_PER_CLIENT {
+            let key = key_of(client, number);
+            found.insert(key.clone(), self.read(node, &key));
+        }
+        let value = |state: &State| state.as_ref().map(|(value, _)| value.clone());
+        let fits = |world: &World, changes: &Changes| {
+            found.iter().all(|(key, found)| match changes.get(key) {
+                Some(state) => value(state) == *found,
+                None => value(&world.state(client, key)) == *found,
+            })
+        };
+        let nothing = Changes::new();
+        match open {
+            Some((_, open)) if !open.changes.is_empty() => {
+                let (before, after) = (fits(self, &nothing), fits(self, &open.changes));
+                if !before && !after {
+                    self.broken(&format!(
+                        "client {client}: {:?} is neither done nor undone",
+                        short(&open.request)
+                    ));
+                }
+                if open.seen && !after {
+                    self.broken(&format!("client {client}: a write that was seen is gone"));
+                }
+                self.probes.hit_if(after && !before, "an open write had happened");
+                self.probes.hit_if(before && !after, "an open write had not happened");
+                if after {
+                    self.clients[client].states.extend(open.changes);
+                }
+            }
+            _ => {
+                if !fits(self, &nothing) {
+                    let wrong: Vec<_> = found
+                        .iter()
+                        .filter(|(key, found)| value(&self.state(client, key)) != **found)
+                        .map(|(key, found)| {
+                            (
+                                key.clone(),
+                                found.as_ref().map(Vec::len),
+                                self.state(client, key).map(|(v, _)| v.len()),
+                            )
+                        })
+                        .collect();
+                    self.broken(&format!(
+                        "client {client}: acknowledged state is lost (key, found, expected): {wrong:?}"
+                    ));
+                }
+            }
+        }
+    }
+
+    fn settle_counter(&mut self, node: &mut SimNode) {
+        let found = match self.read(node, &Key::from_static(COUNTER)) {
+            None => 0,
+            Some(text) => String::from_utf8_lossy(&text).parse().unwrap_or(-1),
+        };
+        let answered = self.counter_answered.last().copied().unwrap_or(self.counter_settled);
+        let sent = i64::try_from(self.counter_sent).unwrap_or(i64::MAX);
+        if found < answered || found > sent {
+            self.broken(&format!("the counter is {found}, {answered} was answered, {sent} were sent"));
+        }
+        // Numbers up to here are given; open increments beyond it never happened.
+        self.counter_settled = found;
+        self.counter_answered.clear();
+        self.counter_sent = found as u64;
+    }
+
+    fn whole_checks(&mut self, node: &mut SimNode) {
+        for client in 0..CLIENTS {
+            for number in 0..KEYS_PER_CLIENT {
+                let key = key_of(client, number);
+                let expected = self.state(client, &key).map(|(value, _)| value);
+                if self.read(node, &key) != expected {
+                    self.broken(&format!("client {client}: {key:?} is not as acknowledged"));
+                }
+            }
+        }
+        self.clock = node.clock;
+    }
+}
+
+fn brief(reply: &Reply) -> String {
+    match reply {
+        Reply::Bulk(bytes) => format!("{} bytes", bytes.len()),
+        other => format!("{other:?}"),
+    }
+}
+
+fn short(request: &Request) -> String {
+    let text = format!("{request:?}");
+    text.chars().take(200).collect()
+}
