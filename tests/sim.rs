@@ -17,6 +17,8 @@ const PROBES: &[&str] = &[
     "batch on one shard",
     "crash with unflushed writes",
     "crash during recovery",
+    "crash during a clean stop",
+    "process killed, disk cache kept",
     "an open write had happened",
     "an open write had not happened",
     "write refused by a full device",

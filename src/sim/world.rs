@@ -471,6 +471,15 @@ impl World {
 
     /// Power off, whatever is open stays open; then up again.
     fn crash(&mut self, node: SimNode) {
+        if !self.disk.is_off() && self.random.chance(1, 2) {
+            // Only the process dies: what it wrote stays in the disk's cache, and what recovery reads from there can still
+            // be lost to a later power cut unless recovery flushes it.
+            self.probes.hit_if(!self.disk.unflushed().is_empty(), "process killed, disk cache kept");
+            drop(node);
+            self.crashes += 1;
+            self.check_image();
+            return;
+        }
         if !self.disk.is_off() {
             self.disk.power_cut_at(0);
         }
