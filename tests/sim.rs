@@ -62,6 +62,21 @@ fn random_worlds_keep_every_promise_second_half() {
     random_worlds(1);
 }
 
+/// The modes that acknowledge at once: what a crash leaves is a prefix of each shard's history, batches across shards are
+/// there as acknowledged, and what was once found stays.
+#[test]
+fn relaxed_worlds_keep_a_prefix_of_every_shard() {
+    let count = count_from_env("BASALT_SEEDS", 200) / 2;
+    let mut probes = Probes::default();
+    for seed in 0..count {
+        probes.add(&run(WorldConfig::relaxed_from_seed(seed, 1_000)).probes);
+    }
+    println!("{probes}");
+    let wanted =
+        ["the end of a shard's history was lost", "torn tail cut", "extent without an accepted frame freed"];
+    assert!(count < 40 || probes.missing(&wanted).is_empty(), "never came to: {:?}", probes.missing(&wanted));
+}
+
 /// Without this no seed would be worth anything.
 #[test]
 fn a_seed_run_twice_gives_the_same_trace() {

@@ -53,6 +53,19 @@ impl WorldConfig {
             durability: Durability::Always,
         }
     }
+
+    /// The same with one of the modes that acknowledge at once: a crash may take the end of each shard's history.
+    pub fn relaxed_from_seed(seed: u64, requests: usize) -> WorldConfig {
+        let modes = [
+            Durability::Interval(1),
+            Durability::Interval(50),
+            Durability::Bytes(1),
+            Durability::Bytes(64 << 10),
+            Durability::Never,
+        ];
+        let durability = modes[Random::new(seed ^ 0x0de1).index(modes.len())];
+        WorldConfig { durability, ..WorldConfig::from_seed(seed, requests) }
+    }
 }
 
 /// What a run came to.
@@ -98,6 +111,10 @@ struct Open {
 struct Client {
     states: Changes,
     open: Option<(u64, Open)>,
+    /// The states that no crash can take back any more. Only the modes that acknowledge at once tell them from `states`.
+    base: Changes,
+    /// What was acknowledged since, in order: its changes, and whether it was a batch across shards (which is durable).
+    history: Vec<(Changes, bool)>,
 }
 
 struct World {
@@ -133,9 +150,14 @@ pub fn run(config: WorldConfig) -> Summary {
     let mut world = World {
         random: Random::new(config.seed),
         disk,
-        clients: std::iter::repeat_with(|| Client { states: Changes::new(), open: None })
-            .take(CLIENTS)
-            .collect(),
+        clients: std::iter::repeat_with(|| Client {
+            states: Changes::new(),
+            open: None,
+            base: Changes::new(),
+            history: Vec::new(),
+        })
+        .take(CLIENTS)
+        .collect(),
         probes: Probes::default(),
         clock: Clock { unix_ms: 1_000_000, monotonic_us: 0 },
         next_id: 1,
@@ -204,6 +226,11 @@ impl World {
                     self.disk.power_cut_at(self.disk.events() + self.random.below(40));
                 }
                 if node.stop(&self.disk) && !self.disk.is_off() {
+                    // A clean stop leaves nothing that a crash could take back.
+                    for client in &mut self.clients {
+                        client.base = client.states.clone();
+                        client.history.clear();
+                    }
                     self.probes.hit("clean stop");
                 } else {
                     self.probes.hit("crash during a clean stop");
@@ -432,7 +459,85 @@ impl World {
             (Expect::Done, Outcome::Done(Ok(()))) => {}
             (_, outcome) => self.broken(&format!("{:?} got {outcome:?}", short(&open.request))),
         }
+        if self.config.durability != Durability::Always {
+            self.remember(at, &open, node.shard_count());
+        }
         self.clients[at].states.extend(open.changes);
+    }
+
+    /// Keeps what a crash may still take back.
+    fn remember(&mut self, client: usize, open: &Open, shard_count: u16) {
+        if matches!(open.request, Request::Sync) {
+            // What this client was told before it asked is durable now. Others were told more meanwhile.
+            let client = &mut self.clients[client];
+            client.base = client.states.clone();
+            client.history.clear();
+        } else if !open.changes.is_empty() {
+            // Deleting what is not there logs nothing and makes no shard a participant.
+            let logged = open
+                .changes
+                .iter()
+                .filter(|(key, after)| after.is_some() || self.state(client, key).is_some());
+            let shards: BTreeSet<_> = logged.map(|(key, _)| shard_of(key, shard_count)).collect();
+            self.clients[client].history.push((open.changes.clone(), shards.len() > 1));
+        }
+    }
+
+    /// After a crash in a mode that acknowledges at once: each shard has a prefix of the client's history, and every batch
+    /// across shards that was acknowledged.
+    fn settle_prefix(&mut self, client: usize, open: Option<Open>, found: &BTreeMap<Key, Option<Vec<u8>>>) {
+        let mut history = std::mem::take(&mut self.clients[client].history);
+        let acknowledged = history.len();
+        history.extend(open.map(|open| (open.changes, false)));
+        let now = self.clock.unix_ms;
+        let value = |state: &State| {
+            state
+                .as_ref()
+                .filter(|(_, expires)| *expires == 0 || *expires > now)
+                .map(|(value, _)| value.clone())
+        };
+        let mut settled = Changes::new();
+        for shard in 0..self.config.shard_count {
+            let is_here = |key: &Key| shard_of(key, self.config.shard_count).0 == shard;
+            let mut states: Changes =
+                found.keys().filter(|key| is_here(key)).map(|key| (key.clone(), None)).collect();
+            states.extend(
+                self.clients[client]
+                    .base
+                    .iter()
+                    .filter(|(key, _)| is_here(key))
+                    .map(|(k, v)| (k.clone(), v.clone())),
+            );
+            // The longest prefix that fits; an earlier one that fits too is the same state.
+            let durable =
+                history.iter().rposition(|(changes, across)| *across && changes.keys().any(is_here));
+            let mut best = None;
+            for length in 0..=history.len() {
+                let fits = states
+                    .iter()
+                    .all(|(key, state)| found.get(key).is_none_or(|found| value(state) == *found));
+                if fits && durable.is_none_or(|durable| length > durable) {
+                    best = Some((length, states.clone()));
+                }
+                if let Some((changes, _)) = history.get(length) {
+                    states.extend(
+                        changes.iter().filter(|(key, _)| is_here(key)).map(|(k, v)| (k.clone(), v.clone())),
+                    );
+                }
+            }
+            match best {
+                Some((length, states)) => {
+                    self.probes.hit_if(length < acknowledged, "the end of a shard's history was lost");
+                    settled.extend(states);
+                }
+                None => self.broken(&format!(
+                    "client {client}, shard {shard}: no prefix of {} changes gives what is there",
+                    history.len()
+                )),
+            }
+        }
+        self.clients[client].base = settled.clone();
+        self.clients[client].states = settled;
     }
 
     /// Somebody else's key: its owner's last state, or the one that its open request makes.
@@ -568,6 +673,10 @@ impl World {
             let key = key_of(client, number);
             found.insert(key.clone(), self.read(node, &key));
         }
+        if self.config.durability != Durability::Always {
+            self.settle_prefix(client, open.map(|(_, open)| open), &found);
+            return;
+        }
         let value = |state: &State| state.as_ref().map(|(value, _)| value.clone());
         let fits = |world: &World, changes: &Changes| {
             found.iter().all(|(key, found)| match changes.get(key) {
@@ -620,7 +729,11 @@ impl World {
             None => 0,
             Some(text) => String::from_utf8_lossy(&text).parse().unwrap_or(-1),
         };
-        let answered = self.counter_answered.last().copied().unwrap_or(self.counter_settled);
+        let answered = if self.config.durability == Durability::Always {
+            self.counter_answered.last().copied().unwrap_or(self.counter_settled)
+        } else {
+            0
+        };
         let sent = i64::try_from(self.counter_sent).unwrap_or(i64::MAX);
         if found < answered || found > sent {
             self.broken(&format!("the counter is {found}, {answered} was answered, {sent} were sent"));
