@@ -52,6 +52,9 @@ const OPS: [Op; 10] = [
     Op::Restart,
 ];
 
+/// One request and what it changes, as a whole or not at all.
+type Step = (Request, Vec<(Key, Option<Vec<u8>>)>);
+
 type Model = BTreeMap<Key, Option<Vec<u8>>>;
 
 /// Keys by the shard that they are in.
@@ -69,7 +72,7 @@ fn value(op: Op, position: usize, size: usize) -> Vec<u8> {
 }
 
 /// The steps of an operation: each is one request and what it changes, as a whole or not at all.
-fn steps(op: Op, position: usize) -> Vec<(Request, Vec<(Key, Option<Vec<u8>>)>)> {
+fn steps(op: Op, position: usize) -> Vec<Step> {
     let set = |bytes: &[u8]| Action::Set {
         value: bytes.to_vec().into(),
         expiry: Expiry::Clear,
@@ -123,13 +126,9 @@ fn base(tear: Tear) -> (Image, Model) {
     let mut model: Model = keys().into_iter().map(|key| (key, None)).collect();
     for shard in 0..SHARDS {
         let bytes = value(Op::Restart, usize::from(shard), 300);
-        for (request, changes) in [(
-            Request::Single(key(shard, 0), Action::Append(bytes.clone().into())),
-            (key(shard, 0), Some(bytes)),
-        )] {
-            node.run(&disk, request).unwrap();
-            model.insert(changes.0, changes.1);
-        }
+        let request = Request::Single(key(shard, 0), Action::Append(bytes.clone().into()));
+        node.run(&disk, request).unwrap();
+        model.insert(key(shard, 0), Some(bytes));
     }
     assert!(node.stop(&disk));
     disk.crash(&mut basalt::device::sim::CrashChoice::Nothing);
@@ -137,7 +136,7 @@ fn base(tear: Tear) -> (Image, Model) {
 }
 
 /// Runs a program until it ends or the power goes. What was acknowledged is in `model`; what was open comes back.
-fn run(disk: &SimDisk, program: &[Op], model: &mut Model) -> Option<(Request, Vec<(Key, Option<Vec<u8>>)>)> {
+fn run(disk: &SimDisk, program: &[Op], model: &mut Model) -> Option<Step> {
     let mut node = match boot(disk) {
         Ok(node) => node,
         Err(BootFailure::Gone) => return None,
@@ -172,7 +171,7 @@ fn run(disk: &SimDisk, program: &[Op], model: &mut Model) -> Option<(Request, Ve
 fn verify(
     disk: &SimDisk,
     model: &Model,
-    open: Option<&(Request, Vec<(Key, Option<Vec<u8>>)>)>,
+    open: Option<&Step>,
     random: &mut Random,
     depth: usize,
     what: &dyn Fn() -> String,

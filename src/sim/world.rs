@@ -4,6 +4,8 @@
 //! of its keys, and at a crash at most its one pending request is open, which must then have happened as a whole or not at
 //! all. What any client was told before a crash, observers of others' keys included, must hold after it.
 
+mod settle;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
@@ -465,81 +467,6 @@ impl World {
         self.clients[at].states.extend(open.changes);
     }
 
-    /// Keeps what a crash may still take back.
-    fn remember(&mut self, client: usize, open: &Open, shard_count: u16) {
-        if matches!(open.request, Request::Sync) {
-            // What this client was told before it asked is durable now. Others were told more meanwhile.
-            let client = &mut self.clients[client];
-            client.base = client.states.clone();
-            client.history.clear();
-        } else if !open.changes.is_empty() {
-            // Deleting what is not there logs nothing and makes no shard a participant.
-            let logged = open
-                .changes
-                .iter()
-                .filter(|(key, after)| after.is_some() || self.state(client, key).is_some());
-            let shards: BTreeSet<_> = logged.map(|(key, _)| shard_of(key, shard_count)).collect();
-            self.clients[client].history.push((open.changes.clone(), shards.len() > 1));
-        }
-    }
-
-    /// After a crash in a mode that acknowledges at once: each shard has a prefix of the client's history, and every batch
-    /// across shards that was acknowledged.
-    fn settle_prefix(&mut self, client: usize, open: Option<Open>, found: &BTreeMap<Key, Option<Vec<u8>>>) {
-        let mut history = std::mem::take(&mut self.clients[client].history);
-        let acknowledged = history.len();
-        history.extend(open.map(|open| (open.changes, false)));
-        let now = self.clock.unix_ms;
-        let value = |state: &State| {
-            state
-                .as_ref()
-                .filter(|(_, expires)| *expires == 0 || *expires > now)
-                .map(|(value, _)| value.clone())
-        };
-        let mut settled = Changes::new();
-        for shard in 0..self.config.shard_count {
-            let is_here = |key: &Key| shard_of(key, self.config.shard_count).0 == shard;
-            let mut states: Changes =
-                found.keys().filter(|key| is_here(key)).map(|key| (key.clone(), None)).collect();
-            states.extend(
-                self.clients[client]
-                    .base
-                    .iter()
-                    .filter(|(key, _)| is_here(key))
-                    .map(|(k, v)| (k.clone(), v.clone())),
-            );
-            // The longest prefix that fits; an earlier one that fits too is the same state.
-            let durable =
-                history.iter().rposition(|(changes, across)| *across && changes.keys().any(is_here));
-            let mut best = None;
-            for length in 0..=history.len() {
-                let fits = states
-                    .iter()
-                    .all(|(key, state)| found.get(key).is_none_or(|found| value(state) == *found));
-                if fits && durable.is_none_or(|durable| length > durable) {
-                    best = Some((length, states.clone()));
-                }
-                if let Some((changes, _)) = history.get(length) {
-                    states.extend(
-                        changes.iter().filter(|(key, _)| is_here(key)).map(|(k, v)| (k.clone(), v.clone())),
-                    );
-                }
-            }
-            match best {
-                Some((length, states)) => {
-                    self.probes.hit_if(length < acknowledged, "the end of a shard's history was lost");
-                    settled.extend(states);
-                }
-                None => self.broken(&format!(
-                    "client {client}, shard {shard}: no prefix of {} changes gives what is there",
-                    history.len()
-                )),
-            }
-        }
-        self.clients[client].base = settled.clone();
-        self.clients[client].states = settled;
-    }
-
     /// Somebody else's key: its owner's last state, or the one that its open request makes.
     fn look(&mut self, owner: usize, key: &Key, reply: &Reply) {
         let matches = |state: &State| match (state, reply) {
@@ -663,85 +590,6 @@ impl World {
             Some(Outcome::Reply(Reply::Bulk(value))) => Some(value.to_vec()),
             other => self.broken(&format!("GET {key:?} after recovery: {other:?}")),
         }
-    }
-
-    /// Every key is as its owner was told; an open request happened as a whole or not at all.
-    fn settle(&mut self, client: usize, node: &mut SimNode) {
-        let open = self.clients[client].open.take();
-        let mut found = BTreeMap::new();
-        for number in 0..KEYS_PER_CLIENT {
-            let key = key_of(client, number);
-            found.insert(key.clone(), self.read(node, &key));
-        }
-        if self.config.durability != Durability::Always {
-            self.settle_prefix(client, open.map(|(_, open)| open), &found);
-            return;
-        }
-        let value = |state: &State| state.as_ref().map(|(value, _)| value.clone());
-        let fits = |world: &World, changes: &Changes| {
-            found.iter().all(|(key, found)| match changes.get(key) {
-                Some(state) => value(state) == *found,
-                None => value(&world.state(client, key)) == *found,
-            })
-        };
-        let nothing = Changes::new();
-        match open {
-            Some((_, open)) if !open.changes.is_empty() => {
-                let (before, after) = (fits(self, &nothing), fits(self, &open.changes));
-                if !before && !after {
-                    self.broken(&format!(
-                        "client {client}: {:?} is neither done nor undone",
-                        short(&open.request)
-                    ));
-                }
-                if open.seen && !after {
-                    self.broken(&format!("client {client}: a write that was seen is gone"));
-                }
-                self.probes.hit_if(after && !before, "an open write had happened");
-                self.probes.hit_if(before && !after, "an open write had not happened");
-                if after {
-                    self.clients[client].states.extend(open.changes);
-                }
-            }
-            _ => {
-                if !fits(self, &nothing) {
-                    let wrong: Vec<_> = found
-                        .iter()
-                        .filter(|(key, found)| value(&self.state(client, key)) != **found)
-                        .map(|(key, found)| {
-                            (
-                                key.clone(),
-                                found.as_ref().map(Vec::len),
-                                self.state(client, key).map(|(v, _)| v.len()),
-                            )
-                        })
-                        .collect();
-                    self.broken(&format!(
-                        "client {client}: acknowledged state is lost (key, found, expected): {wrong:?}"
-                    ));
-                }
-            }
-        }
-    }
-
-    fn settle_counter(&mut self, node: &mut SimNode) {
-        let found = match self.read(node, &Key::from_static(COUNTER)) {
-            None => 0,
-            Some(text) => String::from_utf8_lossy(&text).parse().unwrap_or(-1),
-        };
-        let answered = if self.config.durability == Durability::Always {
-            self.counter_answered.last().copied().unwrap_or(self.counter_settled)
-        } else {
-            0
-        };
-        let sent = i64::try_from(self.counter_sent).unwrap_or(i64::MAX);
-        if found < answered || found > sent {
-            self.broken(&format!("the counter is {found}, {answered} was answered, {sent} were sent"));
-        }
-        // Numbers up to here are given; open increments beyond it never happened.
-        self.counter_settled = found;
-        self.counter_answered.clear();
-        self.counter_sent = found as u64;
     }
 
     fn whole_checks(&mut self, node: &mut SimNode) {
