@@ -1,7 +1,7 @@
 //! A node: one device, its engine spread over reactors, and the sockets in front of it.
 //!
-//! [`open`] turns a device into shard states; [`start`] puts them on reactors, one thread each, and returns a handle.
-//! The work of one reactor is in [`reactor`]; what a request needs across shards is in [`tasks`].
+//! [`mod@open`] turns a device into shard states; [`mod@start`] puts them on reactors, one thread each, and returns a
+//! handle. The work of one reactor is in [`reactor`]; what a request needs across shards is in `tasks`.
 //!
 //! Invariants:
 //! - A shard is owned by one reactor; every other thread reaches it through a mailbox.

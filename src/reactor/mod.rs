@@ -2,7 +2,7 @@
 //!
 //! - [`cores`]: which cores, and pinning.
 //! - [`thread`]: starting a reactor's thread, with pin errors for the starter.
-//! - [`run`]: the loop. It polls its [`Work`], spins for a short while when there is nothing to do, then sleeps.
+//! - [`mod@run`]: the loop. It polls its [`Work`], spins for a short while when there is nothing to do, then sleeps.
 //! - [`sleeper`], [`poller`], [`wake`]: what it sleeps on, and what ends the sleep.
 //! - [`mailbox`]: the mesh of rings between reactors, and between reactors and in-process clients.
 //! - [`control`]: rare messages from anywhere, such as stop.
