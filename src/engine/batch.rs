@@ -10,9 +10,9 @@
 //!
 //! Invariants:
 //! - Keys are taken in one global order (shard, then key), so batches never wait for each other in a circle.
-//! - Across shards, the commit record is logged only after every part is durable, and the reply leaves only after the commit
-//!   record is, whatever the durability mode. A batch on one shard has its commit record behind its parts in the same log,
-//!   needs no second step and follows the mode.
+//! - The commit record is logged only after every part is durable, and the reply leaves only after the commit record is,
+//!   whatever the durability mode: shards lose different tails. A batch on one shard has its commit record behind its parts
+//!   in the same log, needs no second step and follows the mode.
 //! - Whatever happens, every hold is released.
 
 use std::collections::BTreeMap;

@@ -10,7 +10,7 @@
 use super::Engine;
 use super::durability::{Durability, WRITE_DELAY_MS};
 use super::log::SealedFrame;
-use super::op::{Answer, Clock, OpError, Reply};
+use super::op::{Clock, OpError};
 use super::shard::Shard;
 use crate::device::{Device, IoError};
 use crate::limits::FRAME_SIZE_TARGET;
@@ -179,7 +179,7 @@ impl<D: Device> Engine<D> {
         group.writes_left -= 1;
         let left = group.writes_left;
         if let Err(error) = status {
-            self.poison(&error);
+            self.poison(&error, clock);
         }
         if left == 0 {
             self.on_writes_done(clock);
@@ -203,7 +203,7 @@ impl<D: Device> Engine<D> {
 
     pub(super) fn on_group_flush(&mut self, status: Result<(), IoError>, clock: Clock) {
         if let Err(error) = status {
-            self.poison(&error);
+            self.poison(&error, clock);
             self.committer.group = None;
             return;
         }
@@ -234,7 +234,7 @@ impl<D: Device> Engine<D> {
     }
 
     /// Nothing more is acknowledged: every answer that waits for a frame becomes "unknown".
-    fn poison(&mut self, error: &IoError) {
+    fn poison(&mut self, error: &IoError, clock: Clock) {
         let detail = error.to_string();
         if self.committer.poisoned.is_none() {
             tracing::error!("{detail}; nothing more is accepted until restart");
@@ -244,23 +244,15 @@ impl<D: Device> Engine<D> {
             let shard = &mut self.shards[at];
             shard.poison();
             for (token, answer) in std::mem::take(&mut shard.waiters).into_values().flatten() {
-                let error = OpError::OutcomeUnknown { detail: detail.clone() };
-                let answer = match answer {
-                    Answer::Reply(_) => Answer::Reply(Reply::Error(error)),
-                    Answer::Locked { hold, .. } => {
-                        self.abandon_hold(hold);
-                        Answer::Failed(error)
-                    }
-                    _ => Answer::Failed(error),
-                };
-                self.answers.push((token, answer));
+                self.answer_unknown(token, answer, detail.clone());
             }
         }
         for at in 0..self.shards.len() {
             let stalled = std::mem::take(&mut self.shards[at].stalled);
             for id in stalled {
-                self.fail_stalled(at, id, OpError::ReadOnly { detail: detail.clone() });
+                self.fail_stalled(at, id, OpError::ReadOnly { detail: detail.clone() }, clock);
             }
         }
+        self.abandon_holds(clock);
     }
 }

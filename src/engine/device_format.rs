@@ -129,11 +129,18 @@ pub fn read_superblock<D: Device>(device: &mut D) -> Result<Quorum, OpenError> {
         {
             return Ok(Vec::new());
         }
-        match blocking::read(device, offset, length) {
-            // One unreadable copy is what the others are for.
-            Err(IoError::UnrecoveredRead { .. }) => Ok(Vec::new()),
-            other => other,
+        let mut last = Vec::new();
+        // A copy that does not read well may do so the second time.
+        for _ in 0..2 {
+            match blocking::read(device, offset, length) {
+                Ok(bytes) if Superblock::decode(&bytes).is_ok() => return Ok(bytes),
+                Ok(bytes) => last = bytes,
+                // One unreadable copy is what the others are for.
+                Err(IoError::UnrecoveredRead { .. }) => {}
+                Err(error) => return Err(error),
+            }
         }
+        Ok(last)
     };
     let mut copies: [Vec<u8>; SUPERBLOCK_COPIES] = Default::default();
     copies[0] = read(device, geometry.size(), 0)?;

@@ -44,7 +44,7 @@ use allocator::Allocator;
 use commit::Committer;
 use durability::Durability;
 use io_queue::{Finished, IoQueue};
-use op::{Answer, Clock, OpError, ShardId, ShardOp};
+use op::{Answer, Clock, HoldId, OpError, ShardId, ShardOp};
 use operations::{BatchHold, Operation};
 use reads::ReadJob;
 use shard::Shard;
@@ -97,6 +97,8 @@ pub struct Engine<D> {
     committer: Committer,
     value_size_max: u64,
     answers: Vec<(u64, Answer)>,
+    /// Holds whose `Locked` answer never left.
+    abandoned: Vec<HoldId>,
     finished: Vec<Finished>,
     stopping: bool,
     stats: EngineStats,
@@ -131,6 +133,7 @@ impl<D: Device> Engine<D> {
             reads_size: 0,
             committer: Committer::new(durability),
             answers: Vec::new(),
+            abandoned: Vec::new(),
             finished: Vec::new(),
             stopping: false,
             stats: EngineStats::default(),
@@ -224,8 +227,11 @@ impl<D: Device> Engine<D> {
     pub fn deadline_us(&self, clock: Clock) -> Option<u64> {
         let commit = self.committer.deadline_us(&self.shards);
         let expiry = self.shards.iter().filter_map(Shard::next_expiry_ms).min();
-        let expiry =
-            expiry.map(|at| clock.monotonic_us + (at + 1).saturating_sub(clock.unix_ms).max(1) * 1_000);
+        // A key goes in the millisecond after its last one; an expiry may be as far away as the type allows.
+        let expiry = expiry.map(|at| {
+            let left_ms = at.saturating_add(1).saturating_sub(clock.unix_ms).max(1);
+            clock.monotonic_us.saturating_add(left_ms.saturating_mul(1_000))
+        });
         commit.into_iter().chain(expiry).min()
     }
 
@@ -273,6 +279,7 @@ impl<D: Device> Engine<D> {
             }
         }
         self.finished = finished;
+        self.abandon_holds(clock);
         for at in 0..self.shards.len() {
             self.open_gate(at, clock);
             // A bound keeps a mass expiry from holding the loop; the rest is due at once and comes next time.

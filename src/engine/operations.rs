@@ -119,6 +119,10 @@ impl<D: Device> Engine<D> {
                 }
                 self.answers.push((token, Answer::Done));
             }
+            // What may be missing can be neither listed nor counted.
+            ShardOp::Scan { .. } | ShardOp::Count if self.shards[at].is_in_doubt() => {
+                self.answers.push((token, Answer::Failed(self.shards[at].doubt_error())));
+            }
             ShardOp::Scan { cursor, count } => {
                 let (cursor, keys) = self.shards[at].scan(cursor, count, clock.unix_ms);
                 let depends_on = self.shards[at].depends_on_all();
@@ -140,23 +144,41 @@ impl<D: Device> Engine<D> {
 
     /// Answers once `frame` is durable, where the mode asks for it; at once otherwise.
     fn answer_after(&mut self, at: usize, token: u64, frame: u64, answer: Answer) {
-        let shard = &mut self.shards[at];
-        if self.committer.waits() && frame > shard.durable_frame {
-            shard.waiters.entry(frame).or_default().push((token, answer));
+        if self.committer.waits() {
+            self.answer_when_durable(at, token, frame, answer);
         } else {
             self.answers.push((token, answer));
         }
     }
 
     /// Answers once `frame` is durable, whatever the mode.
-    fn answer_durable(&mut self, at: usize, token: u64, frame: u64, answer: Answer) {
+    fn answer_when_durable(&mut self, at: usize, token: u64, frame: u64, answer: Answer) {
         let shard = &mut self.shards[at];
         if frame <= shard.durable_frame {
             self.answers.push((token, answer));
+        } else if let Some(error) = self.committer.poisoned() {
+            // It will never be known to be durable.
+            self.answer_unknown(token, answer, error.to_string());
         } else {
             shard.waiters.entry(frame).or_default().push((token, answer));
-            self.committer.force_flush();
+            if !self.committer.waits() {
+                self.committer.force_flush();
+            }
         }
+    }
+
+    /// Answers that the outcome is unknown, in place of what would have been answered.
+    pub(super) fn answer_unknown(&mut self, token: u64, answer: Answer, detail: String) {
+        let error = OpError::OutcomeUnknown { detail };
+        let answer = match answer {
+            Answer::Reply(_) => Answer::Reply(Reply::Error(error)),
+            Answer::Locked { hold, .. } => {
+                self.abandoned.push(hold);
+                Answer::Failed(error)
+            }
+            _ => Answer::Failed(error),
+        };
+        self.answers.push((token, answer));
     }
 
     fn sync(&mut self, at: usize, token: u64) {
@@ -165,7 +187,7 @@ impl<D: Device> Engine<D> {
             return;
         }
         let frame = self.shards[at].log.last_frame();
-        self.answer_durable(at, token, frame, Answer::Done);
+        self.answer_when_durable(at, token, frame, Answer::Done);
     }
 
     // --- one key -----------------------------------------------------------------------------------------------
@@ -194,6 +216,12 @@ impl<D: Device> Engine<D> {
             return;
         }
         if let Some(error) = self.unknown_error(at, &key) {
+            self.answers.push((token, Answer::Reply(Reply::Error(error))));
+            return;
+        }
+        if action.need() != Need::Nothing
+            && let Some(error) = self.shards[at].doubt_about(&key)
+        {
             self.answers.push((token, Answer::Reply(Reply::Error(error))));
             return;
         }
@@ -406,12 +434,12 @@ impl<D: Device> Engine<D> {
     }
 
     /// Ends an operation that waited for room, after the device failed.
-    pub(super) fn fail_stalled(&mut self, at: usize, id: usize, error: OpError) {
+    pub(super) fn fail_stalled(&mut self, at: usize, id: usize, error: OpError, clock: Clock) {
         let Operation { token, state, .. } = self.operations.remove(id);
         match state {
             State::Append { key, .. } => {
                 self.answers.push((token, Answer::Reply(Reply::Error(error))));
-                self.release_key(at, &key, Clock::default());
+                self.release_key(at, &key, clock);
             }
             _ => self.answers.push((token, Answer::Failed(error))),
         }
@@ -482,7 +510,8 @@ impl<D: Device> Engine<D> {
         let mut wanted = Vec::new();
         let mut current = Vec::with_capacity(keys.len());
         for (index, key) in keys.iter().enumerate() {
-            if let Some(error) = self.unknown_error(at, key) {
+            let error = self.unknown_error(at, key).or_else(|| self.shards[at].doubt_about(key));
+            if let Some(error) = error {
                 current.push(Err(error));
                 continue;
             }
@@ -565,9 +594,9 @@ impl<D: Device> Engine<D> {
             // Alone, this shard decides at once: the commit record follows its parts in the same log.
             return self.commit(at, token, prepare.batch, 1, clock).map(|_| State::Prepare(prepare));
         }
-        // Two logs reach the device independently, so a batch across shards is made durable step by step in every mode:
-        // else a commit record could survive a part of its batch.
-        self.answer_durable(at, token, prepare.frame, Answer::Done);
+        // Shards lose different tails in a relaxed mode, so that a commit record could outlive a part, or what was built
+        // on a part its commit record: across shards a batch is made durable step by step whatever the mode.
+        self.answer_when_durable(at, token, prepare.frame, Answer::Done);
         None
     }
 
@@ -595,7 +624,7 @@ impl<D: Device> Engine<D> {
         };
         match self.append(at, Draft { record, purpose: Purpose::Reserve }, clock) {
             Ok(appended) if participant_count > 1 => {
-                self.answer_durable(at, token, appended.frame, Answer::Done);
+                self.answer_when_durable(at, token, appended.frame, Answer::Done);
             }
             Ok(appended) => self.answer_after(at, token, appended.frame, Answer::Done),
             Err(AppendError::Stall) => return Some(State::Commit { batch, participant_count }),
@@ -624,11 +653,14 @@ impl<D: Device> Engine<D> {
         }
     }
 
-    /// Gives up a hold whose `Locked` answer never left.
-    pub(super) fn abandon_hold(&mut self, hold: HoldId) {
-        if let Some(BatchHold { shard, keys, .. }) = self.batch_holds.try_remove(hold.0 as usize) {
+    /// Gives up holds whose `Locked` answer never left. A pass of its own: what waited for their keys goes on here.
+    pub(super) fn abandon_holds(&mut self, clock: Clock) {
+        while let Some(hold) = self.abandoned.pop() {
+            let Some(BatchHold { shard, keys, .. }) = self.batch_holds.try_remove(hold.0 as usize) else {
+                continue;
+            };
             for key in keys {
-                self.release_key(shard, &key, Clock::default());
+                self.release_key(shard, &key, clock);
             }
         }
     }

@@ -17,9 +17,11 @@ use siphasher::sip::SipHasher13;
 use super::action::is_expired;
 use super::index::{Entry, HashIndex, Index, hash_key};
 use super::log::{Appended, ShardLog};
-use super::op::{Answer, Current, Key, KeyEffect, ShardId, Value};
+use super::op::{Answer, Current, Key, KeyEffect, OpError, ShardId, Value};
+use super::recovery::Doubt;
 use crate::format::Place;
 use crate::format::superblock::Superblock;
+use crate::probe::{self, Probe};
 
 /// Hashes keys with the device's secret: no randomness of the process, no collisions that clients could choose.
 #[derive(Clone, Copy)]
@@ -75,12 +77,18 @@ pub struct ShardState {
     pub(super) places: BTreeMap<u32, Place>,
     pub(super) durable_frame: u64,
     pub(super) clean: bool,
+    pub(super) doubt: Doubt,
 }
 
 impl ShardState {
     /// Keys in it, expired ones that are still stored included.
     pub fn key_count(&self) -> u64 {
         self.index.len()
+    }
+
+    /// Whether records were lost that may concern keys of this shard: those keys answer an error.
+    pub fn is_in_doubt(&self) -> bool {
+        self.doubt.is_any()
     }
 
     /// Which shard it is.
@@ -121,6 +129,8 @@ pub(super) struct Shard {
     unknown_all: bool,
     /// The last frame on the device was written by a clean stop.
     pub(super) clean: bool,
+    /// What can't be said because records were lost.
+    doubt: Doubt,
 }
 
 impl Shard {
@@ -161,6 +171,7 @@ impl Shard {
             unknown: KeyMap::with_hasher(hash),
             unknown_all: false,
             clean: state.clean,
+            doubt: state.doubt,
             superblock,
         }
     }
@@ -199,6 +210,32 @@ impl Shard {
     /// Whether a key's outcome is unknown until a restart.
     pub(super) fn is_unknown(&self, key: &Key) -> bool {
         self.unknown_all || (!self.unknown.is_empty() && self.unknown.contains_key(key))
+    }
+
+    /// Whether records were lost that may concern keys of this shard.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        self.doubt.is_any()
+    }
+
+    /// Why nothing can be said about a key, when records that may have been its newest were lost.
+    pub(super) fn doubt_about(&self, key: &Key) -> Option<OpError> {
+        if !self.is_in_doubt() || self.pending.contains_key(key) {
+            return None;
+        }
+        let is_known = match self.index.get(self.hash(key), key) {
+            Some(entry) => entry.sequence >= self.doubt.below,
+            None => self.doubt.below == 0 || self.doubt.known_absent.contains(key),
+        };
+        if is_known && !self.doubt.keys.contains(key) {
+            return None;
+        }
+        probe::hit(Probe::KeyInDoubt);
+        Some(self.doubt_error())
+    }
+
+    pub(super) fn doubt_error(&self) -> OpError {
+        let detail = format!("shard {} lost records that may have been newer", self.id.0);
+        OpError::Damaged { detail }
     }
 
     /// What memory knows of a key. Reaps it when it has expired.
@@ -268,7 +305,7 @@ impl Shard {
         true
     }
 
-    /// When the next key expires.
+    /// The last millisecond in which the next key to expire still lives.
     pub(super) fn next_expiry_ms(&self) -> Option<u64> {
         self.expiries.first().map(|(at, _)| *at)
     }
@@ -276,6 +313,11 @@ impl Shard {
     /// Makes an appended effect the key's newest state.
     pub(super) fn install(&mut self, key: Key, effect: &KeyEffect, at: Appended) {
         self.touch(&key);
+        if self.is_in_doubt() {
+            self.doubt.keys.remove(&key);
+            // Its older records do not matter any more.
+            self.doubt.known_absent.insert(key.clone());
+        }
         let hash = self.hash(&key);
         let before = match self.pending.get(&key) {
             Some(pending) => (pending.value.is_some() && !pending.reaped).then_some(pending.expires_at_ms),
@@ -351,6 +393,7 @@ impl Shard {
         self.expiries.clear();
         self.live = 0;
         self.live_bytes = 0;
+        self.doubt = Doubt::default();
         self.clear_frame = frame;
     }
 

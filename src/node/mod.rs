@@ -72,19 +72,15 @@ pub enum NodeError {
         /// What failed.
         source: IoError,
     },
-    /// Acknowledged data is lost, and it is not known which keys.
+    /// Acknowledged data may be lost, and it is not known whose.
     #[error(
-        "{device} is damaged: {count} range(s) of its log can't be read, so it is not known which keys are affected (first: shard {shard}, extent {}, byte {}: {}). Nothing was changed. `basalt check --device {device}` lists everything", .first.extent, .first.offset, .first.what
+        "{device} is damaged: extent {} can't be read and nothing else says which shard it belongs to ({}), so any key may be affected. Nothing was changed but the start counter. `basalt check --device {device}` lists everything", .first.extent, .first.what
     )]
     Damaged {
         /// The device.
         device: String,
-        /// Ranges.
-        count: usize,
-        /// The first one.
+        /// Where.
         first: Box<Damage>,
-        /// Its shard.
-        shard: u16,
     },
     /// A core can't be used.
     #[error(transparent)]

@@ -10,7 +10,7 @@ use crate::engine::ShardState;
 use crate::engine::allocator::Allocator;
 use crate::engine::device_format::begin_boot;
 use crate::engine::op::ShardId;
-use crate::engine::recovery::{self, ScannedShard, TornTail};
+use crate::engine::recovery::{self, Damage, ScannedShard, TornTail};
 use crate::format::superblock::Superblock;
 
 /// A device whose shards are in memory, ready to be served.
@@ -45,6 +45,9 @@ pub struct RecoveryProgress {
     /// Since the start.
     pub elapsed: Duration,
 }
+
+/// Damage beyond this is counted rather than listed; `basalt check` lists all of it.
+const DAMAGE_NOTES_MAX: usize = 16;
 
 /// How often progress is told.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
@@ -127,21 +130,20 @@ pub fn open<N: Namespace>(
         }
     }
     shards.sort_by_key(ScannedShard::id);
-    let damage = survey.damage.iter().chain(shards.iter().flat_map(|shard| &shard.damage));
-    let (keyed, ranges): (Vec<_>, Vec<_>) = damage.cloned().partition(|one| one.key.is_some());
-    if let Some(first) = ranges.first() {
-        return Err(NodeError::Damaged {
-            device,
-            count: ranges.len(),
-            shard: first.shard.unwrap_or(0),
-            first: Box::new(first.clone()),
-        });
+    let damage: Vec<&Damage> =
+        survey.damage.iter().chain(shards.iter().flat_map(|shard| &shard.damage)).collect();
+    if let Some(first) = damage.iter().find(|one| one.shard.is_none()) {
+        return Err(NodeError::Damaged { device, first: Box::new((*first).clone()) });
     }
-    for one in &keyed {
-        notes.push(format!(
-            "the value of key '{}' is damaged: reading it is an error",
-            one.key.as_deref().unwrap_or("")
-        ));
+    let mut damage_notes = Vec::new();
+    for one in damage {
+        damage_notes.push(match &one.key {
+            Some(key) => format!("the value of key '{key}' is damaged: reading it is an error"),
+            None => format!(
+                "damage in extent {}, byte {} ({} bytes): {}",
+                one.extent, one.offset, one.size, one.what
+            ),
+        });
     }
     let allocator = Arc::new(recovery::rebuild_allocator(&superblock, &survey, &shards));
     let committed = recovery::committed_batches(&shards);
@@ -149,6 +151,20 @@ pub fn open<N: Namespace>(
     let log_bytes = shards.iter().map(|shard| shard.log_bytes).sum();
     let states: Vec<ShardState> =
         shards.into_iter().map(|shard| shard.resolve(&committed, &superblock)).collect();
+    let doubtful: Vec<String> =
+        states.iter().filter(|state| state.is_in_doubt()).map(|state| state.id().0.to_string()).collect();
+    if !doubtful.is_empty() {
+        damage_notes.push(format!(
+            "records were lost, and it is not known of which keys: in shard(s) {} every key that may be concerned answers an error until it is written again; SCAN, KEYS and DBSIZE answer an error until FLUSHALL",
+            doubtful.join(", ")
+        ));
+    }
+    let more = damage_notes.len().saturating_sub(DAMAGE_NOTES_MAX);
+    if more > 0 {
+        damage_notes.drain(DAMAGE_NOTES_MAX - 1..damage_notes.len() - 1);
+        damage_notes.push(format!("and more damage; `basalt check --device {device}` lists all of it"));
+    }
+    notes.append(&mut damage_notes);
     Ok(Opened {
         namespace: Arc::new(namespace),
         allocator,

@@ -64,7 +64,7 @@ pub enum BootFailure {
     Gone,
     /// It can't be opened.
     Open(OpenError),
-    /// Acknowledged data is lost and it is not known which.
+    /// Acknowledged data is lost and it is not known whose.
     Damaged(Vec<Damage>),
 }
 
@@ -103,6 +103,8 @@ pub struct SimNode {
     pub clock: Clock,
     /// What recovery came to.
     pub probes: Probes,
+    /// What recovery found lost.
+    pub damage: Vec<Damage>,
 }
 
 /// Keys that one step of a scan visits: few, so that scans and writes interleave.
@@ -138,10 +140,10 @@ impl SimNode {
             scanned
                 .push(recovery::scan_shard(&mut queue, &superblock, shard, chain, &mut |_| {}).map_err(io)?);
         }
-        let damage = survey.damage.iter().chain(scanned.iter().flat_map(|shard| &shard.damage));
-        let ranges: Vec<Damage> = damage.filter(|one| one.key.is_none()).cloned().collect();
-        if !ranges.is_empty() {
-            return Err(BootFailure::Damaged(ranges));
+        let damage: Vec<Damage> =
+            survey.damage.iter().chain(scanned.iter().flat_map(|shard| &shard.damage)).cloned().collect();
+        if damage.iter().any(|one| one.shard.is_none()) {
+            return Err(BootFailure::Damaged(damage));
         }
         let mut probes = Probes::default();
         for shard in &scanned {
@@ -154,7 +156,7 @@ impl SimNode {
         let allocator = Arc::new(recovery::rebuild_allocator(&superblock, &survey, &scanned));
         let committed = recovery::committed_batches(&scanned);
         let undecided =
-            scanned.iter().flat_map(|shard| &shard.batches_seen).any(|batch| !committed.contains(batch));
+            scanned.iter().flat_map(|shard| &shard.batches_seen).any(|batch| !committed.is_committed(batch));
         probes.hit_if(undecided, "parts without a commit record dropped");
         let mut states: Vec<Vec<_>> = std::iter::repeat_with(Vec::new).take(engine_count).collect();
         for shard in scanned {
@@ -179,6 +181,7 @@ impl SimNode {
             random: Random::new(seed),
             clock,
             probes,
+            damage,
         })
     }
 

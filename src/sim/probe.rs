@@ -9,7 +9,12 @@ pub struct Probes(BTreeMap<&'static str, u64>);
 impl Probes {
     /// Counts one.
     pub fn hit(&mut self, name: &'static str) {
-        *self.0.entry(name).or_default() += 1;
+        self.add_count(name, 1);
+    }
+
+    /// Counts several.
+    pub fn add_count(&mut self, name: &'static str, count: u64) {
+        *self.0.entry(name).or_default() += count;
     }
 
     /// Counts one if it is so.

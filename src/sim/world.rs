@@ -171,6 +171,9 @@ pub fn run(config: WorldConfig) -> Summary {
         config,
     };
     world.life();
+    for (name, count) in crate::probe::take() {
+        world.probes.add_count(name, count);
+    }
     let trace = world.disk.trace_hash();
     Summary { trace, crashes: world.crashes, answered: world.answered, probes: world.probes }
 }
@@ -561,6 +564,9 @@ impl World {
             }
         };
         self.probes.add(&std::mem::take(&mut node.probes));
+        if !node.damage.is_empty() {
+            self.broken(&format!("recovery finds damage after a crash: {:?}", node.damage));
+        }
         // A cut that was armed for the recovery but came too late must not hit the checks below.
         self.disk.power_cut_at(u64::MAX);
         for at in 0..CLIENTS {

@@ -1,0 +1,53 @@
+//! Coverage probes: rare situations of recovery, counted by name where they happen, so that a test run which never produced
+//! one of them can say so. A count costs one add in memory of the thread; probes stand on rare paths only.
+
+use std::cell::RefCell;
+
+macro_rules! probes {
+    ($($(#[$doc:meta])* $name:ident $text:literal,)*) => {
+        /// A situation that simulations must produce.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Probe { $($(#[$doc])* $name,)* }
+
+        /// All of them, with their names.
+        const PROBES: &[(Probe, &str)] = &[$((Probe::$name, $text),)*];
+    };
+}
+
+probes! {
+    /// Recovery dropped parts of a batch without a commit record.
+    UndecidedPartsDropped "undecided parts dropped",
+    /// Recovery cut frames behind the end of a log.
+    TornTailCut "frames behind a torn tail cut",
+    /// Recovery passed over frames that an older boot left.
+    StaleFrameSkipped "stale frame skipped",
+    /// A frame's header was right but its records were not, behind the end of the log.
+    TornFrameSeen "torn frame with an intact header",
+    /// A frame was proven durable and is not there.
+    DurableFrameMissing "durable frame missing",
+    /// An extent's header was lost while its first frame was not durable.
+    OrphanExtentTorn "extent header torn",
+    /// An extent's header was lost although frames behind it were durable.
+    OrphanExtentLost "extent header lost",
+    /// Recovery read something twice and got two answers.
+    RecoveryReadUnstable "recovery read unstable",
+    /// Recovery read on behind damaged records.
+    RecordsSalvaged "records salvaged",
+    /// A key is in doubt because records were lost.
+    KeyInDoubt "key in doubt",
+}
+
+thread_local! {
+    static COUNTS: RefCell<[u64; PROBES.len()]> = const { RefCell::new([0; PROBES.len()]) };
+}
+
+/// Counts a situation.
+pub fn hit(probe: Probe) {
+    COUNTS.with_borrow_mut(|counts| counts[probe as usize] += 1);
+}
+
+/// What this thread has counted since the last call, by name.
+pub fn take() -> impl Iterator<Item = (&'static str, u64)> {
+    let counts = COUNTS.replace([0; PROBES.len()]);
+    PROBES.iter().map(|(_, name)| *name).zip(counts).filter(|(_, count)| *count > 0)
+}
