@@ -577,7 +577,7 @@ impl<'a> Scan<'a> {
             Vec::new()
         };
         if found.len() as u64 != expected.end - expected.start {
-            out.doubt.below = out.doubt.below.max(expected.end);
+            out.doubt.raise(expected.end);
         }
         for one in found {
             if !one.value_intact {
@@ -602,7 +602,7 @@ impl<'a> Scan<'a> {
             out.used_extents.push(read.extent);
         }
         self.append_at = Some((read.extent, read.offset + u64::from(read.header.size)));
-        out.doubt.below = out.doubt.below.max(read.lost_below);
+        out.doubt.raise(read.lost_below);
         out.accepted_sequence = read.header.first_sequence + u64::from(read.header.record_count);
         self.lost_tail = false;
         for found in read.records {
@@ -635,7 +635,7 @@ impl<'a> Scan<'a> {
         }
         if self.lost_tail {
             // Newer records than all of these may have been there. They are not written over, so that it stays known.
-            out.doubt.below = out.doubt.below.max(out.last_sequence + 1);
+            out.doubt.raise(out.last_sequence + 1);
             out.open = None;
         }
         self.out
@@ -955,6 +955,15 @@ pub(super) struct Doubt {
 }
 
 impl Doubt {
+    /// Records with lower sequences were lost.
+    fn raise(&mut self, below: u64) {
+        if below > self.below {
+            self.below = below;
+            // What was seen to be deleted before may have been written again by what is lost.
+            self.known_absent.clear();
+        }
+    }
+
     /// Whether anything is in doubt.
     pub(super) fn is_any(&self) -> bool {
         self.below > 0 || !self.keys.is_empty()
