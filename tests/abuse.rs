@@ -6,6 +6,7 @@ mod common;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::resp::encode;
@@ -259,6 +260,34 @@ fn a_storm_of_connections_passes() {
     // Sockets that were closed are given back: descriptors don't pile up.
     let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", node.pid())).unwrap().count();
     wait_until("the node to close what its clients closed", 20, || descriptors() < 200);
+    finish(node, honest);
+}
+
+/// A node that is out of descriptors goes on accepting once there are some again, although nothing else happens then.
+#[test]
+fn connections_beyond_the_descriptors_wait_and_are_served() {
+    let (_directory, node, honest) = start();
+    let limit = |count: usize| {
+        let status = Command::new("prlimit")
+            .args([format!("--pid={}", node.pid()), format!("--nofile={count}:")])
+            .status()
+            .expect("prlimit of util-linux");
+        assert!(status.success());
+    };
+    let before = std::fs::read_to_string(format!("/proc/{}/limits", node.pid())).unwrap();
+    let before: usize = before
+        .lines()
+        .find(|line| line.starts_with("Max open files"))
+        .and_then(|line| line.split_whitespace().nth(3)?.parse().ok())
+        .expect("a limit of open files");
+    limit(std::fs::read_dir(format!("/proc/{}/fd", node.pid())).unwrap().count());
+    let mut waiting: Vec<Client> = (0..4).map(|_| node.client()).collect();
+    wait_until("the node to refuse", 20, || node.stderr().contains("cannot accept"));
+    limit(before);
+    for client in &mut waiting {
+        assert_eq!(call!(client, "PING"), Reply::Simple("PONG".into()));
+    }
+    drop(waiting);
     finish(node, honest);
 }
 

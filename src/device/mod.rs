@@ -11,6 +11,8 @@
 //!   guarantees it and `sim` asserts it.
 //! - A completed write is durable only after a later flush completed, unless the geometry says that there is no
 //!   volatile cache or the write was FUA on a device that honours it.
+//! - A failed flush is final: every later flush on any queue of the namespace fails, because what the failed one lost can't
+//!   be known, and may have been written through another queue.
 
 mod arena;
 pub mod blocking;

@@ -27,9 +27,6 @@ mod reads;
 pub mod recovery;
 mod shard;
 
-#[cfg(test)]
-mod tests;
-
 use std::collections::VecDeque;
 use std::sync::Arc;
 

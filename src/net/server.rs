@@ -301,6 +301,11 @@ impl Server {
         Ok(())
     }
 
+    /// When accepting goes on after a rest, which no event announces.
+    pub fn deadline_us(&self) -> Option<u64> {
+        self.resting_since_us.map(|since_us| since_us + ACCEPT_REST_US)
+    }
+
     fn resume_accepting(&mut self, now_us: u64, registry: &mut impl Registry) {
         let rested =
             self.resting_since_us.is_some_and(|since_us| now_us.saturating_sub(since_us) >= ACCEPT_REST_US);

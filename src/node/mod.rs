@@ -72,15 +72,15 @@ pub enum NodeError {
         /// What failed.
         source: IoError,
     },
-    /// Acknowledged data may be lost, and it is not known whose.
+    /// A block can't be read where newer records than all others may be.
     #[error(
-        "{device} is damaged: extent {} can't be read and nothing else says which shard it belongs to ({}), so any key may be affected. Nothing was changed but the start counter. `basalt check --device {device}` lists everything", .first.extent, .first.what
+        "{device}: extent {}, byte {} can't be read ({}), and the end of a log may be there. It is not served, so that nothing is written over: start again in case the fault passes; `basalt check --device {device}` lists everything", .at.extent, .at.offset, .at.what
     )]
-    Damaged {
+    Unreadable {
         /// The device.
         device: String,
         /// Where.
-        first: Box<Damage>,
+        at: Box<Damage>,
     },
     /// A core can't be used.
     #[error(transparent)]

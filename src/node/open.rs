@@ -132,8 +132,8 @@ pub fn open<N: Namespace>(
     shards.sort_by_key(ScannedShard::id);
     let damage: Vec<&Damage> =
         survey.damage.iter().chain(shards.iter().flat_map(|shard| &shard.damage)).collect();
-    if let Some(first) = damage.iter().find(|one| one.shard.is_none()) {
-        return Err(NodeError::Damaged { device, first: Box::new((*first).clone()) });
+    if let Some(at) = recovery::blocking_damage(&survey, &shards) {
+        return Err(NodeError::Unreadable { device, at: Box::new(at.clone()) });
     }
     let mut damage_notes = Vec::new();
     for one in damage {

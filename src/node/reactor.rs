@@ -283,7 +283,8 @@ impl<D: Device> Work for NodeReactor<D> {
             return Some(STOP_POLL);
         }
         let clock = self.core.clock;
-        let at = self.core.engine.deadline_us(clock)?;
+        let server = self.server.as_ref().and_then(Server::deadline_us);
+        let at = self.core.engine.deadline_us(clock).into_iter().chain(server).min()?;
         Some(Duration::from_micros(at.saturating_sub(clock.monotonic_us)))
     }
 

@@ -142,7 +142,7 @@ impl SimNode {
         }
         let damage: Vec<Damage> =
             survey.damage.iter().chain(scanned.iter().flat_map(|shard| &shard.damage)).cloned().collect();
-        if damage.iter().any(|one| one.shard.is_none()) {
+        if recovery::blocking_damage(&survey, &scanned).is_some() {
             return Err(BootFailure::Damaged(damage));
         }
         let mut probes = Probes::default();

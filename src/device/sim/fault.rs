@@ -23,7 +23,7 @@ pub enum FaultOp {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FaultKind {
     /// A read is unrecovered; a write or deallocation faults although this part of it was applied; a flush fails and what
-    /// was unflushed stays so.
+    /// was unflushed stays so; every later flush fails, too.
     Error(Keep),
     /// Aborted by a reset; of a write, this part was applied.
     Aborted(Keep),
@@ -35,7 +35,8 @@ pub enum FaultKind {
     Never,
     /// It completes so many polls later.
     Slow(u64),
-    /// A flush fails, and the unflushed writes that it covered vanish: reads see what was there before.
+    /// A flush fails, and the unflushed writes that it covered vanish: reads see what was there before. Every later flush
+    /// fails, too.
     FlushLost,
     /// A flush succeeds and does nothing. Beyond the model: a drive that lies.
     FlushIgnored,
@@ -64,6 +65,8 @@ pub struct Fault {
 #[derive(Debug, Default)]
 pub(super) struct FaultPlan {
     faults: Vec<Fault>,
+    /// Operations that were struck.
+    pub struck: u64,
 }
 
 impl FaultPlan {
@@ -90,6 +93,7 @@ impl FaultPlan {
             struck.get_or_insert(fault.kind);
             fault.sticky
         });
+        self.struck += u64::from(struck.is_some());
         struck
     }
 }
@@ -109,6 +113,7 @@ mod tests {
         assert_eq!(plan.strike(FaultOp::Write), Some(FaultKind::Never));
         assert_eq!(plan.strike(FaultOp::Write), None);
         assert_eq!(plan.strike(FaultOp::Flush), Some(FaultKind::Full));
+        assert_eq!(plan.struck, 2);
         assert_eq!(plan.strike(FaultOp::Read), Some(FaultKind::Full));
         plan.clear();
         assert_eq!(plan.strike(FaultOp::Read), None);

@@ -28,6 +28,8 @@ pub(super) struct Medium {
     pub events: u64,
     pub cut_at: Option<u64>,
     pub gone: bool,
+    /// Every later flush fails, until the next start.
+    flush_failed: bool,
     pub trace: u64,
     /// Grows at a crash: queues of an earlier one are dead.
     pub generation: u64,
@@ -102,6 +104,7 @@ impl Medium {
             events: 0,
             cut_at: None,
             gone: false,
+            flush_failed: false,
             trace: mix(seed),
             generation: 0,
             queue_count: 0,
@@ -383,6 +386,11 @@ impl Medium {
     }
 
     fn complete_flush(&mut self, covers: &[u64], fault: Option<FaultKind>) -> Result<(), IoError> {
+        if self.flush_failed {
+            let cause = "an earlier flush failed, and what it lost can't be known".to_owned();
+            return Err(IoError::FlushFailed { cause });
+        }
+        self.flush_failed = matches!(fault, Some(FaultKind::Error(_) | FaultKind::FlushLost));
         let failed = || Err(IoError::FlushFailed { cause: "injected flush failure".to_owned() });
         match fault {
             Some(FaultKind::Aborted(_)) => return Err(IoError::Aborted),
@@ -447,6 +455,7 @@ impl Medium {
         self.generation += 1;
         self.cut_at = None;
         self.gone = false;
+        self.flush_failed = false;
         self.record(6, [self.generation, self.events, 0]);
     }
 

@@ -214,6 +214,11 @@ impl SimDisk {
         self.medium.borrow_mut().faults.add(fault);
     }
 
+    /// Operations that scheduled faults have hit.
+    pub fn faults_struck(&self) -> u64 {
+        self.medium.borrow().faults.struck
+    }
+
     /// Forgets every scheduled fault.
     pub fn clear_faults(&self) {
         self.medium.borrow_mut().faults.clear();

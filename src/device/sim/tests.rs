@@ -278,18 +278,28 @@ fn injected_errors_are_typed_and_apply_what_they_say() {
 }
 
 #[test]
-fn a_failed_flush_keeps_or_loses_what_was_unflushed() {
+fn a_failed_flush_keeps_or_loses_what_was_unflushed_and_is_final() {
+    for kind in [FaultKind::Error(Keep::None), FaultKind::FlushLost] {
+        let disk = SimDisk::new(small(), 10);
+        let (mut device, mut other) = (disk.open_queue(), disk.open_queue());
+        let before = read(&mut device, 0);
+        write(&mut device, 0, 1, 1);
+        disk.inject(fault(0, FaultOp::Flush, kind));
+        assert!(matches!(run(&mut device, IoOp::Flush), Err(IoError::FlushFailed { .. })));
+        assert_eq!(disk.unflushed().len(), usize::from(kind != FaultKind::FlushLost));
+        assert_eq!(holds(&disk, 0, 1), kind != FaultKind::FlushLost);
+        assert_eq!(disk.read_raw(0, 4096) == before, kind == FaultKind::FlushLost);
+        // Another queue can't know what was lost, so its flushes fail, too.
+        assert!(matches!(run(&mut other, IoOp::Flush), Err(IoError::FlushFailed { .. })));
+        disk.crash(&mut CrashChoice::Nothing);
+        run(&mut disk.open_queue(), IoOp::Flush).unwrap();
+    }
+}
+
+#[test]
+fn an_ignored_flush_succeeds_and_makes_nothing_durable() {
     let disk = SimDisk::new(small(), 10);
     let mut device = disk.open_queue();
-    let before = read(&mut device, 0);
-    write(&mut device, 0, 1, 1);
-    disk.inject(fault(0, FaultOp::Flush, FaultKind::Error(Keep::None)));
-    assert!(matches!(run(&mut device, IoOp::Flush), Err(IoError::FlushFailed { .. })));
-    assert!(holds(&disk, 0, 1));
-    assert_eq!(disk.unflushed().len(), 1);
-    disk.inject(fault(0, FaultOp::Flush, FaultKind::FlushLost));
-    assert!(matches!(run(&mut device, IoOp::Flush), Err(IoError::FlushFailed { .. })));
-    assert_eq!(disk.read_raw(0, 4096), before);
     write(&mut device, 0, 1, 2);
     disk.inject(fault(0, FaultOp::Flush, FaultKind::FlushIgnored));
     run(&mut device, IoOp::Flush).unwrap();

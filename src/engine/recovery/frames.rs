@@ -1,0 +1,201 @@
+//! Frames and the records in them, as read: intact, damaged, or found behind damage by their own checksums.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use super::Damage;
+use crate::engine::index::Entry;
+use crate::engine::op::{BatchId, ShardId};
+use crate::format::frame::{FRAME_HEADER_SIZE, FrameHeader};
+use crate::format::record::{Decoded, Record, RecordType};
+use crate::format::superblock::Superblock;
+use crate::format::{FormatError, Place};
+use crate::probe::{self, Probe};
+
+/// A record of a frame, owned.
+pub(super) struct Found {
+    pub(super) kind: RecordType,
+    pub(super) key: Bytes,
+    pub(super) entry: Entry,
+    pub(super) batch: Option<(BatchId, ShardId)>,
+    pub(super) participant_count: u16,
+    pub(super) value_intact: bool,
+}
+
+/// A frame as read, with what is wrong with it.
+pub(super) struct FrameRead {
+    pub(super) header: FrameHeader,
+    pub(super) extent: u32,
+    pub(super) offset: u64,
+    pub(super) records: Vec<Found>,
+    pub(super) damage: Vec<Damage>,
+    /// Records with sequences below this one were lost; 0 when none was.
+    pub(super) lost_below: u64,
+}
+
+pub(super) fn frame_at(
+    bytes: &[u8],
+    at: usize,
+    place: Place,
+    superblock: &Superblock,
+) -> Option<(FrameHeader, usize)> {
+    let rest = bytes.get(at..)?;
+    if !FrameHeader::has_magic(rest) {
+        return None;
+    }
+    let header =
+        FrameHeader::decode(rest, place, at as u32, superblock.block_size, rest.len() as u64).ok()?;
+    Some((header, header.size as usize))
+}
+
+pub(super) fn read_frame(
+    bytes: &[u8],
+    header: FrameHeader,
+    extent: u32,
+    at: usize,
+    place: Place,
+    shard: ShardId,
+) -> FrameRead {
+    let mut read = FrameRead {
+        header,
+        extent,
+        offset: at as u64,
+        records: Vec::new(),
+        damage: Vec::new(),
+        lost_below: 0,
+    };
+    let payload = header.payload_size as usize;
+    let mut position = FRAME_HEADER_SIZE;
+    let damage = |offset: usize, size: usize, key: Option<&[u8]>, what: String| Damage {
+        shard: Some(shard.0),
+        extent,
+        offset: (at + offset) as u64,
+        size: size as u64,
+        key: key.map(|key| key.escape_ascii().to_string()),
+        what,
+    };
+    for number in 0..header.record_count {
+        let (record, size) = match found_at(&bytes[..payload], position, at, extent, place) {
+            Ok(found) => found,
+            Err(error) => {
+                let what = format!("records of frame {} from here on are unreadable: {error}", header.frame);
+                read.damage.push(damage(position, payload - position, None, what));
+                // Each record carries its own checksum: those behind the damage can still be found.
+                probe::hit(Probe::RecordsSalvaged);
+                let first = header.first_sequence + u64::from(number);
+                let expected = first..header.first_sequence + u64::from(header.record_count);
+                let count = expected.end - expected.start;
+                let shifted = Shifted { bytes: &bytes[..payload], at };
+                let found = shifted.salvage(position, expected.clone(), extent, place);
+                if found.len() as u64 != count {
+                    read.lost_below = expected.end;
+                }
+                for one in &found {
+                    if !one.value_intact {
+                        read.damage.push(one.damaged_value(shard));
+                    }
+                }
+                read.records.extend(found);
+                return read;
+            }
+        };
+        if record.entry.sequence != header.first_sequence + u64::from(number) {
+            let what = format!("sequence {} is out of order", record.entry.sequence);
+            read.damage.push(damage(position, size, Some(&record.key), what));
+        }
+        if !record.value_intact {
+            read.damage.push(record.damaged_value(shard));
+        }
+        read.records.push(record);
+        position += size;
+    }
+    if position != payload || bytes[payload..].iter().any(|byte| *byte != 0) {
+        let what =
+            format!("frame {} does not end where its records do, or its padding is not zero", header.frame);
+        read.damage.push(damage(position, bytes.len() - position, None, what));
+    }
+    read
+}
+
+/// The record `position` bytes into `bytes`, which start `at` bytes into the extent.
+pub(super) fn found_at(
+    bytes: &[u8],
+    position: usize,
+    at: usize,
+    extent: u32,
+    place: Place,
+) -> Result<(Found, usize), FormatError> {
+    let offset = (at + position) as u32;
+    let Decoded { record, size, value_intact } = Record::decode(&bytes[position..], place, offset)?;
+    let participant_count = match (record.kind, value_intact, record.value) {
+        (RecordType::Commit, true, [low, high]) => u16::from_le_bytes([*low, *high]),
+        _ => 0,
+    };
+    let entry = Entry {
+        extent,
+        offset,
+        size: size as u32,
+        value_size: record.value.len() as u32,
+        sequence: record.sequence,
+        expires_at_ms: record.expires_at_ms,
+    };
+    let batch = record.batch.map(|mark| (BatchId { boot: mark.boot, number: mark.number }, mark.coordinator));
+    let key = Bytes::copy_from_slice(record.key);
+    Ok((Found { kind: record.kind, key, entry, batch, participant_count, value_intact }, size))
+}
+
+/// Bytes that start `at` bytes into their extent.
+pub(super) struct Shifted<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl Shifted<'_> {
+    /// Records with these sequences, wherever they are from `position` on, in order.
+    fn salvage(&self, mut position: usize, expected: Range<u64>, extent: u32, place: Place) -> Vec<Found> {
+        let mut found: Vec<Found> = Vec::new();
+        let mut next = expected.start;
+        while position + 16 <= self.bytes.len() && next < expected.end {
+            let mut sequence = [0; 8];
+            sequence.copy_from_slice(&self.bytes[position + 8..position + 16]);
+            // The checksum is tried only where the sequence could be right.
+            if (next..expected.end).contains(&u64::from_le_bytes(sequence))
+                && let Ok((record, size)) = found_at(self.bytes, position, self.at, extent, place)
+            {
+                next = record.entry.sequence + 1;
+                found.push(record);
+                position += size;
+            } else {
+                position += 1;
+            }
+        }
+        found
+    }
+}
+
+/// Records with these sequences between two places of an extent whose bytes are given whole.
+pub(super) fn salvage(
+    bytes: &[u8],
+    range: Range<usize>,
+    expected: Range<u64>,
+    extent: u32,
+    place: Place,
+) -> Vec<Found> {
+    let Some(slice) = bytes.get(range.clone()) else { return Vec::new() };
+    probe::hit(Probe::RecordsSalvaged);
+    Shifted { bytes: slice, at: range.start }.salvage(0, expected, extent, place)
+}
+
+impl Found {
+    pub(super) fn damaged_value(&self, shard: ShardId) -> Damage {
+        Damage {
+            shard: Some(shard.0),
+            extent: self.entry.extent,
+            offset: u64::from(self.entry.offset),
+            size: u64::from(self.entry.size),
+            key: Some(self.key.escape_ascii().to_string()),
+            what: "the value does not match its checksum".into(),
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! From the scans of all shards to their states: records applied in order, batches decided, doubt settled.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::frames::Found;
+use super::survey::Survey;
+use super::{Damage, TornTail};
+use crate::engine::allocator::Allocator;
+use crate::engine::index::{Entry, HashIndex, Index, hash_key};
+use crate::engine::log::{OpenExtent, ShardLog};
+use crate::engine::op::{BatchId, ShardId};
+use crate::engine::shard::ShardState;
+use crate::format::Place;
+use crate::format::layout::reserve_extent_count;
+use crate::format::record::RecordType;
+use crate::format::superblock::Superblock;
+use crate::probe::{self, Probe};
+
+/// A part of a batch whose commit record may be in another shard.
+pub(super) struct Part {
+    pub(super) kind: RecordType,
+    pub(super) key: Bytes,
+    pub(super) entry: Entry,
+    pub(super) coordinator: ShardId,
+}
+
+/// What the scan of one shard found.
+pub struct ScannedShard {
+    pub(super) id: ShardId,
+    pub(super) index: HashIndex,
+    pub(super) parts: BTreeMap<BatchId, Vec<Part>>,
+    /// Deletes that came while a part was undecided, with their sequences.
+    pub(super) deletes: BTreeMap<Bytes, u64>,
+    /// Batches that this shard's commit records name, with their participant counts.
+    pub commits: Vec<(BatchId, u16)>,
+    /// Batches that this shard has parts of.
+    pub batches_seen: BTreeSet<BatchId>,
+    /// What was lost.
+    pub damage: Vec<Damage>,
+    /// Where the log was cut.
+    pub torn: Option<TornTail>,
+    /// A block behind the last frame that can't be read: the log may go on there.
+    pub(super) unreadable_tail: Option<Damage>,
+    /// Frames accepted.
+    pub frame_count: u64,
+    /// Records in them.
+    pub record_count: u64,
+    /// Bytes of them, headers and padding included.
+    pub log_bytes: u64,
+    pub(super) places: BTreeMap<u32, Place>,
+    pub(super) open: Option<OpenExtent>,
+    /// Extents that hold accepted frames: in use.
+    pub used_extents: Vec<u32>,
+    /// What can't be said because records were lost.
+    pub(super) doubt: Doubt,
+    pub(super) last_frame: u64,
+    pub(super) last_boot: u64,
+    /// The sequence behind the last accepted record.
+    pub(super) accepted_sequence: u64,
+    /// The highest sequence seen anywhere, cut frames included: none is ever issued again.
+    pub(super) last_sequence: u64,
+    pub(super) clean: bool,
+}
+
+impl ScannedShard {
+    pub(super) fn apply(&mut self, found: Found, secret: &[u8; 16]) {
+        self.record_count += 1;
+        let Found { kind, key, entry, batch, participant_count, value_intact } = found;
+        match (kind, batch) {
+            (RecordType::Commit, Some((batch, _))) => {
+                // A commit record with a damaged count still decides; the count serves the cross-check alone.
+                let count = if value_intact { participant_count } else { 0 };
+                self.commits.push((batch, count));
+                if count == 1 {
+                    let parts = self.parts.remove(&batch).unwrap_or_default();
+                    self.apply_parts(parts, secret);
+                }
+            }
+            (RecordType::Clear, _) => {
+                self.index.clear();
+                self.parts.clear();
+                self.deletes.clear();
+                // Whatever was lost before is dead as well.
+                self.doubt = Doubt::default();
+            }
+            (kind, Some((batch, coordinator))) => {
+                self.batches_seen.insert(batch);
+                self.parts.entry(batch).or_default().push(Part { kind, key, entry, coordinator });
+            }
+            (kind, None) => self.apply_one(kind, &key, entry, secret),
+        }
+    }
+
+    fn apply_one(&mut self, kind: RecordType, key: &Bytes, entry: Entry, secret: &[u8; 16]) {
+        let hash = hash_key(secret, key);
+        if kind == RecordType::Put {
+            self.index.insert(hash, key, entry);
+        } else {
+            self.index.remove(hash, key);
+            if self.doubt.below > 0 && entry.sequence >= self.doubt.below {
+                self.doubt.known_absent.insert(key.clone());
+            }
+            if !self.parts.is_empty() {
+                self.deletes.insert(key.clone(), entry.sequence);
+            }
+        }
+    }
+
+    fn apply_parts(&mut self, mut parts: Vec<Part>, secret: &[u8; 16]) {
+        parts.sort_by_key(|part| part.entry.sequence);
+        for Part { kind, key, entry, .. } in parts {
+            let newest = self.index.get(hash_key(secret, &key), &key).map_or(0, |newest| newest.sequence);
+            let deleted = self.deletes.get(&key).copied().unwrap_or(0);
+            if entry.sequence > newest.max(deleted) {
+                self.apply_one(kind, &key, entry, secret);
+            }
+        }
+    }
+
+    /// Decides batches, with the commit records of every shard, and makes the shard's state.
+    pub fn resolve(mut self, decisions: &Decisions, superblock: &Arc<Superblock>) -> ShardState {
+        let parts = std::mem::take(&mut self.parts);
+        let (decided, undecided): (Vec<_>, Vec<_>) =
+            parts.into_iter().partition(|(batch, _)| decisions.committed.contains(batch));
+        let decided = decided.into_iter().flat_map(|(_, parts)| parts).collect();
+        self.apply_parts(decided, &superblock.secret);
+        for part in undecided.into_iter().flat_map(|(_, parts)| parts) {
+            probe::hit(Probe::UndecidedPartsDropped);
+            let newest = self.index.get(hash_key(&superblock.secret, &part.key), &part.key);
+            let is_newest = newest.is_none_or(|newest| newest.sequence < part.entry.sequence);
+            if is_newest && decisions.doubtful.contains(&part.coordinator) {
+                self.doubt.keys.insert(part.key);
+            }
+        }
+        let log = ShardLog::new(
+            self.id,
+            Arc::clone(superblock),
+            self.open,
+            self.last_sequence + 1 + SEQUENCE_GAP,
+            self.last_frame + 1,
+        );
+        ShardState {
+            id: self.id,
+            index: self.index,
+            log,
+            places: self.places,
+            durable_frame: self.last_frame,
+            clean: self.clean,
+            doubt: self.doubt,
+        }
+    }
+
+    /// Which shard it is.
+    pub fn id(&self) -> ShardId {
+        self.id
+    }
+}
+
+/// The allocator as the scans found it.
+pub fn rebuild_allocator(superblock: &Superblock, survey: &Survey, shards: &[ScannedShard]) -> Allocator {
+    let layout = superblock.layout;
+    let reserve = reserve_extent_count(superblock.shard_count);
+    let allocator = Allocator::new(layout.extent_count, reserve, superblock.boot, survey.ordinal_last);
+    for shard in shards {
+        for extent in &shard.used_extents {
+            allocator.claim(*extent);
+        }
+    }
+    allocator
+}
+
+/// What keeps a device from being served: it can't be read, and newer records than all others may be there, of a shard
+/// that would then write over them, or of any shard.
+pub fn blocking_damage<'a>(survey: &'a Survey, shards: &'a [ScannedShard]) -> Option<&'a Damage> {
+    let anywhere = survey.damage.iter().find(|one| one.shard.is_none());
+    anywhere.or_else(|| shards.iter().find_map(|shard| shard.unreadable_tail.as_ref()))
+}
+
+/// Sequences that a start leaves out: a torn frame that nobody can read may have used some, and none is ever issued again.
+pub(super) const SEQUENCE_GAP: u64 = 1 << 32;
+
+/// What the commit records of all shards say about the batches.
+#[derive(Debug, Default)]
+pub struct Decisions {
+    committed: BTreeSet<BatchId>,
+    /// Shards that lost records, commit records perhaps among them.
+    doubtful: BTreeSet<ShardId>,
+}
+
+impl Decisions {
+    /// Whether a commit record decided this batch.
+    pub fn is_committed(&self, batch: &BatchId) -> bool {
+        self.committed.contains(batch)
+    }
+}
+
+/// Which batches happened, with the commit records of every shard known.
+pub fn committed_batches(shards: &[ScannedShard]) -> Decisions {
+    Decisions {
+        committed: shards.iter().flat_map(|shard| shard.commits.iter().map(|(batch, _)| *batch)).collect(),
+        doubtful: shards.iter().filter(|shard| shard.doubt.below > 0).map(|shard| shard.id).collect(),
+    }
+}
+
+/// What can't be said about keys because records were lost that may have been newer than those that are there. Such keys
+/// answer that they are damaged, never with an old value and never with "not found".
+#[derive(Debug, Default)]
+pub struct Doubt {
+    /// Records with lower sequences may have been replaced by lost ones, and keys without a record may have lost it.
+    pub(in crate::engine) below: u64,
+    /// Keys in doubt although their record is newer: their batch was decided by a lost record.
+    pub(in crate::engine) keys: BTreeSet<Bytes>,
+    /// Keys that are known to be absent.
+    pub(in crate::engine) known_absent: BTreeSet<Bytes>,
+}
+
+impl Doubt {
+    /// Records with lower sequences were lost.
+    pub(super) fn raise(&mut self, below: u64) {
+        if below > self.below {
+            self.below = below;
+            // What was seen to be deleted before may have been written again by what is lost.
+            self.known_absent.clear();
+        }
+    }
+
+    /// Whether anything is in doubt.
+    pub(in crate::engine) fn is_any(&self) -> bool {
+        self.below > 0 || !self.keys.is_empty()
+    }
+}

@@ -1,0 +1,302 @@
+//! The scan of one shard: its frames in order, and what their absence means.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::frames::{FrameRead, frame_at, read_frame, salvage};
+use super::read::{Extent, reread};
+use super::resolve::{Doubt, ScannedShard};
+use super::{Damage, TornTail};
+use crate::device::{Device, IoError};
+use crate::engine::index::HashIndex;
+use crate::engine::log::OpenExtent;
+use crate::engine::op::ShardId;
+use crate::format::Place;
+use crate::format::extent::ExtentHeader;
+use crate::format::superblock::Superblock;
+use crate::probe::{self, Probe};
+
+/// Reads one shard's log. `progress` is told bytes as they are read.
+pub fn scan_shard<D: Device>(
+    device: &mut D,
+    superblock: &Superblock,
+    id: ShardId,
+    chain: &[ExtentHeader],
+    progress: &mut dyn FnMut(u64),
+) -> Result<ScannedShard, IoError> {
+    let mut scan = Scan::new(superblock, id);
+    for header in chain {
+        let Extent { bytes, unreadable } = Extent::read(device, superblock, header.extent)?;
+        let size = bytes.len() as u64;
+        let mut again = |from| Extent::read_part(device, superblock, header.extent, from);
+        scan.extent(header, bytes, unreadable, &mut again)?;
+        progress(size);
+    }
+    Ok(scan.finish())
+}
+
+/// The state of one shard's scan.
+pub(super) struct Scan<'a> {
+    superblock: &'a Superblock,
+    out: ScannedShard,
+    /// Frames behind a gap, or damaged ones, until it is known whether the missing ones were durable.
+    suspects: Vec<FrameRead>,
+    /// The most that any suspect calls durable.
+    suspects_durable: u64,
+    /// Headers by extent, for the append point.
+    headers: BTreeMap<u32, ExtentHeader>,
+    append_at: Option<(u32, u64)>,
+}
+
+impl<'a> Scan<'a> {
+    fn new(superblock: &'a Superblock, id: ShardId) -> Scan<'a> {
+        let out = ScannedShard {
+            id,
+            index: HashIndex::default(),
+            parts: BTreeMap::new(),
+            deletes: BTreeMap::new(),
+            commits: Vec::new(),
+            batches_seen: BTreeSet::new(),
+            damage: Vec::new(),
+            torn: None,
+            unreadable_tail: None,
+            frame_count: 0,
+            record_count: 0,
+            log_bytes: 0,
+            places: BTreeMap::new(),
+            open: None,
+            used_extents: Vec::new(),
+            doubt: Doubt::default(),
+            accepted_sequence: 1,
+            last_frame: 0,
+            last_boot: 0,
+            last_sequence: 0,
+            clean: false,
+        };
+        Scan {
+            superblock,
+            out,
+            suspects: Vec::new(),
+            suspects_durable: 0,
+            headers: BTreeMap::new(),
+            append_at: None,
+        }
+    }
+
+    /// Reads the frames of one extent. `again` reads the rest of it once more: before anything is called torn or damaged
+    /// it must look the same twice, since a medium may be wrong once and right the next time.
+    fn extent(
+        &mut self,
+        header: &ExtentHeader,
+        mut bytes: Vec<u8>,
+        mut unreadable: Vec<usize>,
+        again: &mut dyn FnMut(usize) -> Result<Extent, IoError>,
+    ) -> Result<(), IoError> {
+        let superblock = self.superblock;
+        let block = superblock.block_size as usize;
+        let place =
+            Place::new(&superblock.uuid, &superblock.secret, self.out.id, header.extent, header.epoch);
+        self.headers.insert(header.extent, *header);
+        self.out.places.insert(header.extent, place);
+        let mut at = block;
+        let mut sure = false;
+        while at < bytes.len() {
+            let found = frame_at(&bytes, at, place, superblock);
+            let read = found.map(|(frame, size)| {
+                read_frame(&bytes[at..at + size], frame, header.extent, at, place, self.out.id)
+            });
+            let is_plain = read.as_ref().is_some_and(|read| read.damage.is_empty());
+            if !is_plain && !sure {
+                sure = true;
+                if !reread(&mut bytes, &mut unreadable, at, again)? {
+                    let offset = superblock.layout.extent_offset(header.extent) + at as u64;
+                    return Err(IoError::UnrecoveredRead { offset, size: (bytes.len() - at) as u64 });
+                }
+                continue;
+            }
+            let Some(read) = read else {
+                // Not a frame: go on at the next block, for frames behind a lost one are what tells damage from a tear.
+                if unreadable.contains(&at) {
+                    self.unreadable(header.extent, at);
+                }
+                at += block;
+                continue;
+            };
+            let frame = read.header;
+            let past = frame.first_sequence.saturating_add(u64::from(frame.record_count));
+            self.out.last_sequence = self.out.last_sequence.max(past.saturating_sub(1));
+            // What an older boot left behind the append point of a newer one, or an earlier number again, is void.
+            let is_void = frame.boot < self.out.last_boot || frame.frame <= self.out.last_frame;
+            let before = self.out.last_frame;
+            if is_void {
+                probe::hit(Probe::StaleFrameSkipped);
+            } else {
+                self.frame(read, &bytes);
+            }
+            // Only a frame that counts says where the next one is: a void one may reach over what replaced its end.
+            at += if self.out.last_frame > before && self.out.last_frame >= frame.frame {
+                frame.size as usize
+            } else {
+                block
+            };
+        }
+        Ok(())
+    }
+
+    /// A block that can't be read where a frame may have been: what it held can't be told from what never was.
+    fn unreadable(&mut self, extent: u32, at: usize) {
+        let damage = Damage {
+            shard: Some(self.out.id.0),
+            extent,
+            offset: at as u64,
+            size: u64::from(self.superblock.block_size),
+            key: None,
+            what: "the device can't read it".into(),
+        };
+        self.out.unreadable_tail.get_or_insert_with(|| damage.clone());
+        self.out.damage.push(damage);
+    }
+
+    fn frame(&mut self, read: FrameRead, bytes: &[u8]) {
+        // A boot goes on from where its recovery cut: what older boots left from that number on is void.
+        let (frame, boot) = (read.header.frame, read.header.boot);
+        self.suspects.retain(|one| one.header.boot >= boot || one.header.frame < frame);
+        self.suspects_durable = self.suspects.iter().map(|one| one.header.durable).max().unwrap_or(0);
+        let is_next = read.header.frame == self.out.last_frame + 1;
+        if is_next && read.damage.is_empty() && self.suspects.is_empty() {
+            self.accept(read);
+            return;
+        }
+        // An older boot's leftovers behind a suspect of a newer one can't be its successors.
+        if self.suspects.last().is_some_and(|last| read.header.boot < last.header.boot) {
+            return;
+        }
+        self.suspects_durable = self.suspects_durable.max(read.header.durable);
+        self.suspects.push(read);
+        if self.suspects_durable > self.out.last_frame {
+            self.judge(bytes);
+        }
+    }
+
+    /// A frame behind the gap says that the gap was durable: take what can be trusted and report the rest. `bytes` are
+    /// those of the extent that is being read.
+    fn judge(&mut self, bytes: &[u8]) {
+        for read in std::mem::take(&mut self.suspects) {
+            if read.header.frame <= self.out.last_frame {
+                continue;
+            }
+            // What nobody calls durable may still turn out torn, and then nothing behind it happened.
+            let lost_to = (read.header.frame - 1).min(self.suspects_durable);
+            if lost_to > self.out.last_frame {
+                self.lose(lost_to, &read, bytes);
+            }
+            let proven = read.header.frame <= self.suspects_durable;
+            let is_next = read.header.frame == self.out.last_frame + 1;
+            if is_next && (read.damage.is_empty() || proven) {
+                self.out.damage.extend(read.damage.iter().cloned());
+                self.accept(read);
+            } else {
+                self.suspects.push(read);
+            }
+        }
+    }
+
+    /// Frames up to `lost_to` were durable and are not there; `next` is the first frame behind them.
+    fn lose(&mut self, lost_to: u64, next: &FrameRead, bytes: &[u8]) {
+        probe::hit(Probe::DurableFrameMissing);
+        let out = &mut self.out;
+        let (first, missing) = (out.last_frame + 1, lost_to - out.last_frame);
+        let (extent, offset, size) = match self.append_at {
+            Some((extent, from)) if extent == next.extent => (extent, from, next.offset - from),
+            _ => (next.extent, 0, next.offset),
+        };
+        out.damage.push(Damage {
+            shard: Some(out.id.0),
+            extent,
+            offset,
+            size,
+            key: None,
+            what: format!("{missing} frame(s) from number {first} on were durable and are not there"),
+        });
+        let starts_boot = next.header.boot > out.last_boot;
+        // The first frame of a start behind an unclean stop is empty.
+        let is_start_mark = starts_boot && missing == 1 && !out.clean && lost_to == next.header.frame - 1;
+        let expected = out.accepted_sequence..next.header.first_sequence;
+        out.last_frame = lost_to;
+        if is_start_mark || expected.is_empty() {
+            return;
+        }
+        // Records may be intact although the header of their frame is not. Between two frames of one start their sequences
+        // say whether any is missing.
+        let same_extent = self.append_at.filter(|(extent, _)| *extent == next.extent);
+        let range = match same_extent {
+            Some((_, from)) => from as usize..next.offset as usize,
+            None => self.superblock.block_size as usize..next.offset as usize,
+        };
+        let found = if starts_boot || lost_to < next.header.frame - 1 {
+            Vec::new()
+        } else if let Some(place) = out.places.get(&next.extent).copied() {
+            salvage(bytes, range, expected.clone(), next.extent, place)
+        } else {
+            Vec::new()
+        };
+        if found.len() as u64 != expected.end - expected.start {
+            out.doubt.raise(expected.end);
+        }
+        for one in found {
+            if !one.value_intact {
+                out.damage.push(one.damaged_value(out.id));
+            }
+            out.apply(one, &self.superblock.secret);
+        }
+        out.accepted_sequence = expected.end;
+        if out.used_extents.last() != Some(&next.extent) {
+            out.used_extents.push(next.extent);
+        }
+    }
+
+    fn accept(&mut self, read: FrameRead) {
+        let out = &mut self.out;
+        out.last_frame = read.header.frame;
+        out.last_boot = read.header.boot;
+        out.clean = read.header.clean;
+        out.frame_count += 1;
+        out.log_bytes += u64::from(read.header.size);
+        if out.used_extents.last() != Some(&read.extent) {
+            out.used_extents.push(read.extent);
+        }
+        self.append_at = Some((read.extent, read.offset + u64::from(read.header.size)));
+        out.doubt.raise(read.lost_below);
+        out.accepted_sequence = read.header.first_sequence + u64::from(read.header.record_count);
+        // What can't be read before this frame was none of its successors.
+        out.unreadable_tail = None;
+        for found in read.records {
+            self.out.apply(found, &self.superblock.secret);
+        }
+    }
+
+    fn finish(mut self) -> ScannedShard {
+        let out = &mut self.out;
+        if let Some(first) = self.suspects.first() {
+            probe::hit(Probe::TornTailCut);
+            if self.suspects.iter().any(|one| !one.damage.is_empty()) {
+                probe::hit(Probe::TornFrameSeen);
+            }
+            // Whatever came behind a clean stop did not stop cleanly.
+            out.clean = false;
+            out.torn = Some(TornTail {
+                shard: out.id.0,
+                extent: first.extent,
+                offset: first.offset,
+                frame: out.last_frame + 1,
+            });
+        }
+        // Extents without an accepted frame are free again: what they hold never happened.
+        if let Some((extent, position)) = self.append_at
+            && let Some(header) = self.headers.get(&extent)
+            && let Some(place) = out.places.get(&extent)
+        {
+            out.open = Some(OpenExtent { header: *header, place: *place, position });
+        }
+        self.out
+    }
+}
