@@ -8,6 +8,7 @@ pub mod format;
 pub mod limits;
 pub mod net;
 pub mod node;
+pub mod pci;
 pub mod probe;
 pub mod reactor;
 pub mod ring;

@@ -29,13 +29,15 @@ fn refused(args: &[&str], code: i32, words: &[&str]) {
 #[test]
 fn help_names_every_command_and_option() {
     let top = basalt(&["--help"]).expect_code(0, "--help");
-    for command in ["serve", "format", "check"] {
+    for command in ["serve", "format", "check", "device", "doctor"] {
         assert!(top.stdout.contains(command), "{command} is not in --help: {}", top.stdout);
     }
     let table: &[(&str, &[&str])] = &[
         ("serve", &["--device", "--engine", "--size", "--listen", "--cores", "--durability", "--config"]),
         ("format", &["--device", "--size", "--force"]),
         ("check", &["--device", "--json"]),
+        ("device", &["list", "bind", "unbind", "identify"]),
+        ("doctor", &["--json", "--spdk", "--directory"]),
     ];
     for (command, options) in table {
         let help = basalt(&[command, "--help"]).expect_code(0, command);
@@ -72,12 +74,35 @@ fn wrong_usage_exits_with_2_and_leaves_nothing_behind() {
         &["format"],
         &["check"],
         &["check", "--device", "x.img", "extra"],
+        &["device", "bind"],
+        &["device", "bind", "nvme0"],
+        &["device", "bind", "0000:01:00.0", "--force"],
+        &["device", "bind", "0000:01:00.0", "--driver", "floppy"],
+        &["device", "unbind", "/dev/nvme0n1"],
     ];
     for args in table {
         refused(args, 2, &[]);
     }
     refused(&["serve", "--engine", "floppy"], 2, &["floppy", "uring"]);
     refused(&["serve", "--durability", "sometimes"], 2, &["sometimes", "always"]);
+}
+
+/// On whatever machine this runs: the list is JSON, an address without a device is an error, and the doctor agrees with
+/// `serve`, which the other tests start right here.
+#[test]
+fn the_machine_is_listed_and_examined() {
+    let list = basalt(&["device", "list", "--json"]).expect_code(0, "device list");
+    let value: serde_json::Value = serde_json::from_str(&list.stdout).unwrap();
+    assert!(value["controllers"].is_array(), "{value}");
+    // A domain that no machine has.
+    refused(&["device", "identify", "fffffffe:00:00.0"], 1, &["no PCI device", "device list"]);
+    let directory = temp_dir();
+    let args = ["doctor", "--json", "--directory", path_text(directory.path())];
+    let report = basalt(&args).expect_code(0, "doctor");
+    let value: serde_json::Value = serde_json::from_str(&report.stdout).unwrap();
+    assert_eq!(value["ok"], true, "{value}");
+    let report = basalt(&["doctor", "--directory", "/nowhere"]).expect_code(1, "doctor in no directory");
+    assert!(report.stdout.contains("FAIL  image file"), "{}", report.stdout);
 }
 
 #[test]

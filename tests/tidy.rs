@@ -11,18 +11,21 @@ use common::basalt;
 /// What each top-level module may name of the crate. Downwards only: main -> cli -> node -> net -> reactor -> ring, and
 /// node -> engine -> device and format. An entry with `::` allows that part alone.
 const LAYERS: &[(&str, &[&str])] = &[
-    ("cli", &["node", "net", "reactor", "ring", "engine", "device", "format", "limits", "size"]),
+    ("cli", &["node", "net", "reactor", "ring", "engine", "device", "format", "pci", "limits", "size"]),
     ("node", &["net", "reactor", "ring", "engine", "device", "format", "limits", "size"]),
     ("net", &["reactor", "ring", "engine::action", "engine::op", "format::slot", "limits"]),
     ("reactor", &["ring", "engine::op", "format::slot", "limits"]),
     ("ring", &["limits"]),
-    ("engine", &["device", "format", "limits", "size"]),
+    ("engine", &["device", "format", "limits", "probe", "size"]),
     ("device", &["limits"]),
     ("format", &["limits"]),
+    // What sysfs says about controllers: a leaf, so that everything above may ask it.
+    ("pci", &["limits"]),
     ("limits", &[]),
+    ("probe", &[]),
     ("size", &[]),
     // Deterministic simulation stands beside the node and sees all of it but the sockets.
-    ("sim", &["node", "reactor", "ring", "engine", "device", "format", "limits"]),
+    ("sim", &["node", "reactor", "ring", "engine", "device", "format", "limits", "probe"]),
 ];
 
 /// Files that may be longer than `LINES_MAX`, each with its reason.
@@ -294,10 +297,12 @@ fn the_readme_names_commands_that_exist() {
             ["cargo", "run", "--release", "--", args @ ..] | ["basalt", args @ ..] => args,
             _ => continue,
         };
-        let help = basalt(&[args[0], "--help"]).expect_code(0, &format!("README: {line}"));
+        // `device` has commands of its own.
+        let command = if args[0] == "device" { &args[..2] } else { &args[..1] };
+        let help = basalt(&[command, &["--help"]].concat()).expect_code(0, &format!("README: {line}"));
         for option in args.iter().filter(|arg| arg.starts_with("--")) {
             let name = option.split('=').next().unwrap_or(option);
-            assert!(help.stdout.contains(name), "README: {line}: {} has no {name}", args[0]);
+            assert!(help.stdout.contains(name), "README: {line}: {command:?} has no {name}");
         }
         seen += 1;
     }

@@ -5,7 +5,9 @@
 
 mod check;
 mod config_file;
+mod device;
 mod device_path;
+mod doctor;
 mod format;
 mod progress;
 mod serve;
@@ -38,6 +40,10 @@ enum Command {
     Format(FormatArgs),
     /// Read everything on a device and verify it: exit code 0 clean, 4 damage found, 8 could not run.
     Check(CheckArgs),
+    /// NVMe controllers: show them, give them to user space and back.
+    Device(device::DeviceArgs),
+    /// Look at this machine and explain what keeps a node from running well: exit code 0 when `serve` on a file works.
+    Doctor(doctor::DoctorArgs),
 }
 
 /// How a device is read and written.
@@ -110,8 +116,9 @@ struct CheckArgs {
 }
 
 /// What a command ended with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 enum Exit {
+    #[default]
     Done,
     Failed,
     Usage,
@@ -142,6 +149,8 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Serve(args) => serve::serve(args),
         Command::Format(args) => format::format(&args),
         Command::Check(args) => check::check(&args),
+        Command::Device(args) => device::device(&args),
+        Command::Doctor(args) => doctor::doctor(&args),
     }
     .into()
 }
