@@ -76,3 +76,7 @@ pub const NODE_TASKS_MAX: usize = 65_536;
 
 /// In-process callers of one node.
 pub const NODE_CLIENTS_MAX: usize = 64;
+
+/// Times that the frames of one group go to another extent because a write failed. Several in a row are no matter of single
+/// blocks any more.
+pub const RELOCATIONS_MAX: u32 = 3;

@@ -99,6 +99,8 @@ fn request(random: &mut Random, client: usize, known: &BTreeMap<Key, Value>) -> 
 fn is_definite(what: &str, error: &OpError) -> bool {
     match error {
         OpError::OutcomeUnknown { .. } => false,
+        // Each failed write costs an extent.
+        OpError::DeviceFull | OpError::ReserveExhausted if what.starts_with("Write") => true,
         OpError::ReadOnly { .. } | OpError::Damaged { .. } | OpError::ReadFailed { .. } => true,
         other => panic!("{what}: an error that no fault explains: {other}"),
     }
@@ -287,6 +289,13 @@ fn sweep(op: FaultOp, kind: FaultKind, totals: &mut Totals) {
                             disk.inject(fault);
                         }
                         run.work(&what, &disk, &mut node, workload);
+                        if op == FaultOp::Write && !sticky {
+                            let failed = run.refused + run.unknown;
+                            assert_eq!(
+                                failed, 0,
+                                "{what}: one failed write is nobody's business but the log's"
+                            );
+                        }
                         disk.clear_faults();
                         node.stop(&disk);
                     }

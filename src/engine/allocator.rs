@@ -85,6 +85,13 @@ impl Allocator {
         None
     }
 
+    /// Gives back an extent that was taken and never written.
+    pub fn give_back(&self, extent: u32) {
+        // The bit first, then the count: see `take`.
+        self.used[extent as usize / 64].fetch_and(!(1 << (extent % 64)), Ordering::AcqRel);
+        self.free.fetch_add(1, Ordering::AcqRel);
+    }
+
     /// An epoch that no extent ever had.
     pub fn next_epoch(&self) -> u64 {
         self.epoch.fetch_add(1, Ordering::AcqRel) + 1

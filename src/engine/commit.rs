@@ -5,25 +5,31 @@
 //!
 //! Invariants:
 //! - The flush is submitted after every write of the group has completed: it covers just those.
-//! - A failed write or flush is never retried: everything since the last good flush is unknown from then on.
+//! - A write that failed is not tried again at its place: its frame goes to another extent, a few times, and until then nobody
+//!   is told of it. A failed flush is final: everything since the last good one is unknown from then on.
 
 use super::Engine;
 use super::durability::{Durability, WRITE_DELAY_MS};
-use super::log::SealedFrame;
+use super::log::{PlacedFrame, Relocated, SealedFrame};
 use super::op::{Clock, OpError};
 use super::shard::Shard;
 use crate::device::{Device, IoError};
-use crate::limits::FRAME_SIZE_TARGET;
+use crate::limits::{FRAME_SIZE_TARGET, RELOCATIONS_MAX};
 
 struct GroupFrame {
     shard: usize,
     frame: u64,
     entries: Vec<(super::op::Key, u64)>,
+    placed: PlacedFrame,
+    /// How a write of it failed.
+    failed: Option<IoError>,
 }
 
 struct Group {
     frames: Vec<GroupFrame>,
     writes_left: usize,
+    /// How often frames of it were put elsewhere.
+    relocation_count: u32,
     flush: bool,
     flushing: bool,
 }
@@ -143,17 +149,17 @@ impl<D: Device> Engine<D> {
             return false;
         }
         let Some(flush) = self.committer.decide(&self.shards, clock) else { return false };
-        let mut group = Group { frames: Vec::new(), writes_left: 0, flush, flushing: false };
+        let mut group =
+            Group { frames: Vec::new(), writes_left: 0, relocation_count: 0, flush, flushing: false };
         for (at, shard) in self.shards.iter_mut().enumerate() {
-            let Some(SealedFrame { frame, writes, entries }) = shard.log.seal(shard.durable_frame) else {
-                continue;
-            };
+            let Some(sealed) = shard.log.seal(shard.durable_frame) else { continue };
+            let SealedFrame { frame, writes, entries, placed } = sealed;
             shard.remember_place();
             for (offset, data) in writes {
                 self.committer.unflushed_size += data.len() as u64;
-                group.writes_left += self.queue.write(offset, data);
+                group.writes_left += self.queue.write(group.frames.len(), offset, data);
             }
-            group.frames.push(GroupFrame { shard: at, frame, entries });
+            group.frames.push(GroupFrame { shard: at, frame, entries, placed, failed: None });
         }
         self.committer.group_count += 1;
         // Appends from here on belong to the next group. In `interval` mode the age counts to the flush, which a group
@@ -174,19 +180,62 @@ impl<D: Device> Engine<D> {
         true
     }
 
-    pub(super) fn on_group_write(&mut self, status: Result<(), IoError>, clock: Clock) {
+    pub(super) fn on_group_write(&mut self, frame: usize, status: Result<(), IoError>, clock: Clock) {
         let Some(group) = &mut self.committer.group else { return };
         group.writes_left -= 1;
         let left = group.writes_left;
-        if let Err(error) = status {
-            self.poison(&error, clock);
+        match status {
+            Ok(()) => {}
+            // The medium refused it, or a reset took it: it may be there in part, so nothing is written there again.
+            Err(error @ (IoError::WriteFault { .. } | IoError::Aborted)) => {
+                group.frames[frame].failed = Some(error);
+            }
+            Err(error) => self.poison(&error, clock),
         }
         if left == 0 {
             self.on_writes_done(clock);
         }
     }
 
+    /// Puts frames whose writes failed into other extents. True when there were any, and they are on their way.
+    fn relocate_failed(&mut self, clock: Clock) -> bool {
+        let Some(group) = &mut self.committer.group else { return false };
+        let Some(first) = group.frames.iter().find_map(|frame| frame.failed.clone()) else { return false };
+        group.relocation_count += 1;
+        if group.relocation_count > RELOCATIONS_MAX {
+            self.poison(&first, clock);
+            return false;
+        }
+        for (index, frame) in group.frames.iter_mut().enumerate() {
+            let Some(error) = frame.failed.take() else { continue };
+            let shard = &mut self.shards[frame.shard];
+            let Ok(Relocated { placed, writes, moves }) = shard.log.relocate(&frame.placed, &self.allocator)
+            else {
+                self.poison(&error, clock);
+                return false;
+            };
+            tracing::warn!(
+                "{error}; extent {} is left, and what was being written goes to extent {}",
+                frame.placed.extent,
+                placed.extent
+            );
+            self.stats.extents_left += 1;
+            shard.on_moved(&placed, &moves);
+            for (_, hold) in &mut self.batch_holds {
+                hold.on_moved(frame.shard, &moves);
+            }
+            frame.placed = placed;
+            for (offset, data) in writes {
+                group.writes_left += self.queue.write(index, offset, data);
+            }
+        }
+        true
+    }
+
     fn on_writes_done(&mut self, clock: Clock) {
+        if self.committer.poisoned.is_none() && self.relocate_failed(clock) {
+            return;
+        }
         if self.committer.poisoned.is_some() {
             self.committer.group = None;
             return;
@@ -215,7 +264,7 @@ impl<D: Device> Engine<D> {
     fn finish_group(&mut self, clock: Clock) {
         let Some(group) = self.committer.group.take() else { return };
         let durable = group.flush || !self.queue.device().geometry().volatile_cache;
-        for GroupFrame { shard, frame, entries } in group.frames {
+        for GroupFrame { shard, frame, entries, .. } in group.frames {
             self.shards[shard].on_written(frame, entries);
         }
         if durable {

@@ -22,7 +22,10 @@ pub(super) enum Purpose {
         at: usize,
     },
     /// A piece of the group's writes.
-    Write,
+    Write {
+        /// The frame that it belongs to, among those of the group.
+        frame: usize,
+    },
     /// The group's flush.
     Flush,
 }
@@ -88,13 +91,13 @@ impl<D: Device> IoQueue<D> {
     }
 
     /// Writes `data` in pieces that the device takes, and returns how many there are.
-    pub(super) fn write(&mut self, offset: u64, data: Bytes) -> usize {
+    pub(super) fn write(&mut self, frame: usize, offset: u64, data: Bytes) -> usize {
         let mut at = 0;
         let mut pieces = 0;
         while at < data.len() {
             let end = (at + self.transfer_size_max).min(data.len());
             let piece = Command::Write { offset: offset + at as u64, data: data.slice(at..end) };
-            self.waiting.push_back((Purpose::Write, piece));
+            self.waiting.push_back((Purpose::Write { frame }, piece));
             pieces += 1;
             at = end;
         }

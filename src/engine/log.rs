@@ -4,6 +4,8 @@
 //! - A frame never leaves its extent, and its place is fixed when its first record is appended.
 //! - Blocks of a sealed frame are never written again.
 //! - Frames and sequences are numbered without gaps within one start of the node and never go back.
+//! - A frame whose write failed is written again under its number, but in another extent: nothing is written twice to a place
+//!   where a write failed.
 
 use std::sync::Arc;
 
@@ -18,6 +20,10 @@ use crate::format::record::Record;
 use crate::format::slot::ShardId;
 use crate::format::superblock::Superblock;
 use crate::limits::FRAME_SIZE_TARGET;
+
+mod relocate;
+
+pub(super) use relocate::{Move, Relocated};
 
 /// The extent that is being filled.
 #[derive(Debug, Clone, Copy)]
@@ -54,6 +60,17 @@ pub(super) struct SealedFrame {
     pub(super) writes: Vec<(u64, Bytes)>,
     /// Keys to move from the pending set to the index, with their sequences.
     pub(super) entries: Vec<(Key, u64)>,
+    pub(super) placed: PlacedFrame,
+}
+
+/// A frame's bytes and where they are to go: what it takes to put them elsewhere.
+pub(super) struct PlacedFrame {
+    header: FrameHeader,
+    pub(super) extent: u32,
+    pub(super) place: Place,
+    /// Bytes from the extent's start.
+    start: u32,
+    data: Bytes,
 }
 
 /// A record to append: what is known before it has a sequence.
@@ -216,6 +233,22 @@ impl ShardLog {
         if self.header_pending {
             return Err(NoRoom::Stall);
         }
+        self.open = Some(self.take_extent(self.next_frame, purpose, allocator)?);
+        self.header_pending = true;
+        // The new extent's epoch voids whatever follows the old append point.
+        if self.marker == Some(Marker::Start) {
+            self.marker = None;
+        }
+        Ok(())
+    }
+
+    /// A fresh extent whose first frame will be this one.
+    fn take_extent(
+        &self,
+        first_frame: u64,
+        purpose: Purpose,
+        allocator: &Allocator,
+    ) -> Result<OpenExtent, NoRoom> {
         let (extent, reserve) = match allocator.take(Purpose::Data) {
             Some(extent) => (extent, false),
             None if purpose == Purpose::Reserve => {
@@ -228,18 +261,12 @@ impl ShardLog {
             shard: self.shard,
             epoch: allocator.next_epoch(),
             ordinal: allocator.next_ordinal(),
-            first_frame: self.next_frame,
+            first_frame,
             boot: self.boot,
             reserve,
         };
         let place = self.place(&header);
-        self.open = Some(OpenExtent { header, place, position: self.block_size() });
-        self.header_pending = true;
-        // The new extent's epoch voids whatever follows the old append point.
-        if self.marker == Some(Marker::Start) {
-            self.marker = None;
-        }
-        Ok(())
+        Ok(OpenExtent { header, place, position: self.block_size() })
     }
 
     pub(super) fn place(&self, header: &ExtentHeader) -> Place {
@@ -289,8 +316,16 @@ impl ShardLog {
             let bytes = open.header.encode(&self.superblock.uuid, &self.superblock.secret, block);
             writes.push((extent_offset, Bytes::from(bytes)));
         }
-        writes.push((extent_offset + start, Bytes::from(data)));
+        let placed = PlacedFrame {
+            header,
+            extent: open.header.extent,
+            place: open.place,
+            start: start as u32,
+            data: Bytes::from(data),
+        };
+        writes.push((extent_offset + start, placed.data.clone()));
         self.next_frame += 1;
-        Some(SealedFrame { frame: header.frame, writes, entries: std::mem::take(&mut self.entries) })
+        let entries = std::mem::take(&mut self.entries);
+        Some(SealedFrame { frame: header.frame, writes, entries, placed })
     }
 }

@@ -74,6 +74,8 @@ pub struct EngineStats {
     pub records: u64,
     /// Reads that found a damaged record.
     pub damaged_reads: u64,
+    /// Extents that were left because a write failed in them.
+    pub extents_left: u64,
 }
 
 /// The shards of one reactor on one queue pair.
@@ -271,7 +273,7 @@ impl<D: Device> Engine<D> {
                 io_queue::Purpose::Read { job, at } => {
                     self.on_read_piece(job, at, one.buf, one.status, clock)
                 }
-                io_queue::Purpose::Write => self.on_group_write(one.status, clock),
+                io_queue::Purpose::Write { frame } => self.on_group_write(frame, one.status, clock),
                 io_queue::Purpose::Flush => self.on_group_flush(one.status, clock),
             }
         }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::Engine;
 use super::action::{Action, Need, is_expired};
 use super::allocator::Purpose;
-use super::log::{Appended, Draft, NoRoom};
+use super::log::{Appended, Draft, Move, NoRoom};
 use super::op::{
     Answer, BatchId, BatchOutcome, Clock, Current, HoldId, Key, KeyEffect, OpError, Reply, ShardId, ShardOp,
     WatchedKey,
@@ -77,6 +77,17 @@ pub(super) struct BatchHold {
     shard: usize,
     keys: Vec<Key>,
     prepared: Vec<(Key, KeyEffect, Appended)>,
+}
+
+impl BatchHold {
+    /// Records of this shard are elsewhere now.
+    pub(super) fn on_moved(&mut self, shard: usize, moves: &[Move]) {
+        if self.shard == shard {
+            for (_, _, at) in &mut self.prepared {
+                *at = moves.iter().find_map(|one| one.target(at)).unwrap_or(*at);
+            }
+        }
+    }
 }
 
 impl<D: Device> Engine<D> {

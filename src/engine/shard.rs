@@ -16,7 +16,7 @@ use siphasher::sip::SipHasher13;
 
 use super::action::is_expired;
 use super::index::{Entry, HashIndex, Index, hash_key};
-use super::log::{Appended, ShardLog};
+use super::log::{Appended, Move, PlacedFrame, ShardLog};
 use super::op::{Answer, Current, Key, KeyEffect, OpError, ShardId, Value};
 use super::recovery::Doubt;
 use crate::format::Place;
@@ -366,6 +366,14 @@ impl Shard {
             _ => self.index.remove(pending.hash, key),
         };
         self.live_bytes -= before.map_or(0, |entry| u64::from(entry.size));
+    }
+
+    /// A frame, and what was appended behind it, are elsewhere now.
+    pub(super) fn on_moved(&mut self, placed: &PlacedFrame, moves: &[Move]) {
+        self.places.insert(placed.extent, placed.place);
+        for pending in self.pending.values_mut() {
+            pending.at = moves.iter().find_map(|one| one.target(&pending.at)).unwrap_or(pending.at);
+        }
     }
 
     /// A frame is on the device: its records can be read from there.

@@ -91,6 +91,7 @@ fn section_fields(shared: &Shared, section: &str) -> Vec<(&'static str, String)>
                 ("total_net_output_bytes", figure(|f| &f.sent_bytes)),
                 ("rejected_connections", figure(|f| &f.rejected)),
                 ("damaged_reads", figure(|f| &f.damaged_reads)),
+                ("extents_left", figure(|f| &f.extents_left)),
             ]
         }
         "cpu" => {

@@ -241,6 +241,7 @@ impl<D: Device> NodeReactor<D> {
         set(&figures.groups, engine.groups);
         set(&figures.records, engine.records);
         set(&figures.damaged_reads, engine.damaged_reads);
+        set(&figures.extents_left, engine.extents_left);
         if let Some(server) = &self.server {
             let server = server.statistics();
             set(&figures.connections, server.connection_count);

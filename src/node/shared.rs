@@ -45,6 +45,8 @@ pub struct Figures {
     pub records: AtomicU64,
     /// Reads that found a damaged record.
     pub damaged_reads: AtomicU64,
+    /// Extents that were left because a write failed in them.
+    pub extents_left: AtomicU64,
     /// Connections now.
     pub connections: AtomicU64,
     /// Connections ever.

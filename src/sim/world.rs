@@ -13,7 +13,7 @@ use bytes::Bytes;
 use super::node::{BootFailure, Outcome, Request, SimNode, format};
 use super::probe::Probes;
 use crate::device::sim::random::Random;
-use crate::device::sim::{CrashChoice, SimConfig, SimDisk, Tear};
+use crate::device::sim::{CrashChoice, Fault, FaultKind, FaultOp, Keep, SimConfig, SimDisk, Tear};
 use crate::engine::action::{Action, Command, Expiry, Fold, Presence, SetReply};
 use crate::engine::batch::BatchReply;
 use crate::engine::check::check;
@@ -207,6 +207,11 @@ impl World {
                 let within = self.random.below(4 * requests as u64 + 8);
                 self.disk.power_cut_at(events + within);
             }
+            // Each takes an extent, and one that finds none ends the acceptance of writes.
+            let room = node.available_extents() > 6;
+            if room && self.random.chance(1, 3) {
+                self.fail_some_writes();
+            }
             let until = started + requests;
             while started < until && !self.disk.is_off() {
                 started += self.send(&mut node);
@@ -246,6 +251,19 @@ impl World {
         }
         let node = self.boot();
         drop(node);
+    }
+
+    /// Some of the next writes fail, in whole, in part or not really: never so many that a group runs out of tries.
+    fn fail_some_writes(&mut self) {
+        let mut nth = 0;
+        for _ in 0..1 + self.random.index(3) {
+            nth += 20 + self.random.below(40);
+            let keep = Keep::random(&mut self.random, 16 << 10, 512);
+            let kind =
+                if self.random.chance(1, 4) { FaultKind::Aborted(keep) } else { FaultKind::Error(keep) };
+            self.disk.inject(Fault { nth, op: FaultOp::Write, kind, sticky: false });
+        }
+        self.probes.hit("writes fail");
     }
 
     /// Starts a request for an idle client. Returns how many were started.
@@ -546,6 +564,8 @@ impl World {
 
     /// Boots, through crashes of the recovery itself, and settles every client's open request.
     fn boot(&mut self) -> SimNode {
+        // Recovery's own writes are few, and a start that fails is tried again: nothing to learn from failing those.
+        self.disk.clear_faults();
         let mut node = loop {
             if self.random.chance(1, 4) {
                 let events = self.disk.events();

@@ -157,9 +157,11 @@ impl<'a> Scan<'a> {
     }
 
     fn frame(&mut self, read: FrameRead, bytes: &[u8]) {
-        // A boot goes on from where its recovery cut: what older boots left from that number on is void.
-        let (frame, boot) = (read.header.frame, read.header.boot);
-        self.suspects.retain(|one| one.header.boot >= boot || one.header.frame < frame);
+        // A boot goes on from where its recovery cut: what older boots left from that number on is void. Within one boot a
+        // number comes again only in another extent, after the write in the earlier one failed.
+        let (frame, boot, extent) = (read.header.frame, read.header.boot, read.extent);
+        self.suspects
+            .retain(|one| one.header.frame < frame || (one.header.boot >= boot && one.extent == extent));
         self.suspects_durable = self.suspects.iter().map(|one| one.header.durable).max().unwrap_or(0);
         let is_next = read.header.frame == self.out.last_frame + 1;
         if is_next && read.damage.is_empty() && self.suspects.is_empty() {
