@@ -193,3 +193,28 @@ fn open_block_device(path: &Path, dev: &str, flags: OFlags) -> io::Result<File> 
     }
     Ok(file)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What only looks like the device is not opened for it: a stale node, a file, another kind of node.
+    #[test]
+    fn only_the_block_device_that_sysfs_means_is_opened() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for path in [file.path(), Path::new("/dev/null")] {
+            for open in [Host.open(path, "1:3"), Host.claim(path, "1:3"), Host.open(path, "0:0")] {
+                assert_eq!(open.unwrap_err().kind(), io::ErrorKind::InvalidData, "{}", path.display());
+            }
+        }
+        assert_eq!(Host.claim(Path::new("/dev/missing"), "1:1").unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn an_attribute_that_is_missing_is_never_created() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("driver_override");
+        assert_eq!(Host.write(&path, "x").unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert!(!path.exists());
+    }
+}

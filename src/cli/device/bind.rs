@@ -131,13 +131,10 @@ fn refusal(controller: &Controller, in_use: &[User], data: &[String], args: &Bin
         true => format!("{} carries data. Nothing was changed.", controller.describe()),
         false => format!("{} is in use. Nothing was changed.", controller.describe()),
     };
+    text += &data.iter().map(|what| format!("\n  {what}")).collect::<String>();
     if !in_use.is_empty() {
         list(&mut text, in_use, &again);
-    }
-    for what in data {
-        text += &format!("\n  {what}");
-    }
-    if in_use.is_empty() {
+    } else {
         let disks: Vec<String> = controller
             .namespaces
             .iter()

@@ -42,9 +42,9 @@ pub(super) fn look(file: &File, namespace: &Namespace) -> io::Result<Contents> {
                 let (label, starts) = (superblock.label, superblock.boot);
                 return Ok(Contents { basalt: Some(Identity { uuid, label, starts }), data: Vec::new() });
             }
-            contents.data.push(format!(
-                "what was the Basalt device {uuid} before something else changed its partition table"
-            ));
+            contents
+                .data
+                .push(format!("what was the Basalt device {uuid} before something else was written to it"));
         }
         Err(NoQuorum::NotFormatted) => {}
         Err(error) => contents.data.push(format!("a Basalt device that can't be opened: {error}")),

@@ -48,6 +48,9 @@ impl Inspection {
         });
         users.extend(claimed);
         users.extend(obscure(controller));
+        if !controller.namespaces.is_empty() {
+            users.extend(foreign_processes(system));
+        }
         Inspection { users, contents, claims }
     }
 
@@ -81,8 +84,8 @@ fn claim(system: &System, namespace: &Namespace) -> (Option<File>, Option<User>)
     };
     if error.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()) {
         let what = format!(
-            "{name} is claimed by something that has no name here: a file system in another mount namespace, a ZFS pool, a \
-             Basalt node"
+            "{name} is claimed by something that has no name here: a file system that was unmounted lazily or is \
+             mounted where this process can't see it, a ZFS pool, an external journal"
         );
         let free = vec![format!("fuser --verbose {name}"), "zpool list -v -P".to_owned()];
         return (system.kernel().open(&path, dev).ok(), Some(user(UserKind::Claimed, what, free)));
@@ -103,6 +106,20 @@ fn read(namespace: &Namespace, file: Option<&File>) -> NamespaceContents {
         None => (Contents::default(), Some("it could not be opened".to_owned())),
     };
     NamespaceContents { namespace: namespace.name.clone(), contents, not_read }
+}
+
+/// The number of the first PID namespace (Linux, include/linux/proc_ns.h: PROC_PID_INIT_INO), which sees every process.
+const PID_NAMESPACE_OF_HOST: &str = "pid:[4026531836]";
+
+/// A virtual machine of the host may have the drive open without claiming it, unseen from another PID namespace.
+fn foreign_processes(system: &System) -> Option<User> {
+    let namespace =
+        system.link("/proc/self/ns/pid").filter(|namespace| namespace != PID_NAMESPACE_OF_HOST)?;
+    let what = format!(
+        "which processes of the host have it open can't be known from inside a container (its PID namespace is \
+         {namespace}): run this on the host, or in a container that shares the host's processes"
+    );
+    Some(User { kind: UserKind::Unknown, device: String::new(), what, free: Vec::new(), is_system: false })
 }
 
 /// Reasons to believe that sysfs does not show all there is.

@@ -263,6 +263,11 @@ fn what_cannot_be_known_is_refused() {
     let machine = self::machine();
     machine.remove("/sys/class/block/nvme0n1");
     refused(&machine, &["shows no block device"], Exit::Refused);
+    let machine = self::machine();
+    machine.link("/proc/self/ns/pid", "pid:[4026532000]");
+    refused(&machine, &["from inside a container"], Exit::Refused);
+    machine.link("/proc/self/ns/pid", "pid:[4026531836]");
+    assert_eq!(run(&machine, &format!("bind {BDF}")).0.exit, Exit::Done);
 }
 
 #[test]
@@ -526,6 +531,28 @@ fn a_drive_without_a_driver_is_bound_with_a_word_of_warning() {
     assert_eq!(report.exit, Exit::Done, "{report:?}");
     assert!(told.contains("could not be looked at"), "{told}");
     assert_eq!(machine.driver_of(BDF).as_deref(), Some("vfio-pci"));
+}
+
+#[test]
+fn a_drive_that_is_bound_another_way_stays_bound_that_way() {
+    let machine = machine();
+    let device = format!("/sys/bus/pci/devices/{BDF}");
+    // VFIO makes a group of its own in no-IOMMU mode, which is no protection and must not be shown as such.
+    machine.write("/sys/kernel/iommu_groups/7/name", "vfio-noiommu\n");
+    machine.link(&format!("{device}/driver"), "../../drivers/uio_pci_generic");
+    machine.remove(&format!("{device}/nvme"));
+    let (report, _) = run(&machine, &format!("bind {BDF} --hugepages 0"));
+    assert_eq!(report.exit, Exit::Done);
+    assert!(report.out.contains("bound to uio_pci_generic already"), "{}", report.out);
+    let (report, _) = run(&machine, "list --json");
+    let value: serde_json::Value = serde_json::from_str(&report.out).unwrap();
+    assert_eq!(value["controllers"][0]["iommu_group"], serde_json::Value::Null);
+    // In the same mode, another device in the group is no obstacle either.
+    let machine = self::machine();
+    machine.write("/sys/kernel/iommu_groups/7/name", "vfio-noiommu\n");
+    machine.write("/sys/module/vfio/parameters/enable_unsafe_noiommu_mode", "Y");
+    let (report, _) = run(&machine, &format!("bind {BDF}"));
+    assert!(report.out.contains("no IOMMU for this drive"), "{report:?}");
 }
 
 #[test]

@@ -195,7 +195,10 @@ impl<'a> Journal<'a> {
             |what: &str, path: &str, error: &std::io::Error| format!("{what} ({})", explain(path, error));
         match undo {
             Undo::Write { path, old } => {
-                let what = format!("{path} is {} again", shown(old));
+                let what = match shown(old) {
+                    "" => format!("{path} is empty again"),
+                    old => format!("{path} is {old} again"),
+                };
                 self.system.write(path, old).map_err(|error| failed(path, path, &error))?;
                 Ok(Some(what))
             }
