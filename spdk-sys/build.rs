@@ -56,7 +56,6 @@ mod link {
         "BASALT_.*",
         "SPDK_MALLOC_DMA",
         "SPDK_ENV_(LCORE|SOCKET|NUMA)_ID_ANY",
-        "SPDK_NVME_GLOBAL_NS_TAG",
         "SPDK_NVME_IO_FLAGS_FORCE_UNIT_ACCESS",
     ];
 

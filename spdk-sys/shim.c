@@ -151,11 +151,9 @@ basalt_env_init(const struct basalt_env_options *options)
 }
 
 struct spdk_nvme_ctrlr *
-basalt_connect(const struct spdk_nvme_transport_id *id, const struct basalt_connect_options *options,
-	       spdk_nvme_remove_cb removed, void *removed_context)
+basalt_connect(const struct spdk_nvme_transport_id *id, const struct basalt_connect_options *options)
 {
 	struct spdk_nvme_ctrlr_opts opts;
-	struct spdk_nvme_ctrlr *controller;
 
 	spdk_nvme_ctrlr_get_default_ctrlr_opts(&opts, sizeof(opts));
 	opts.io_queue_size = options->io_queue_size;
@@ -164,20 +162,19 @@ basalt_connect(const struct spdk_nvme_transport_id *id, const struct basalt_conn
 	opts.keep_alive_timeout_ms = options->keep_alive_timeout_ms;
 	opts.admin_timeout_ms = options->admin_timeout_ms;
 	opts.transport_retry_count = options->transport_retry_count;
-	if (options->host_nqn != NULL) {
-		snprintf(opts.hostnqn, sizeof(opts.hostnqn), "%s", options->host_nqn);
-	}
-	controller = spdk_nvme_connect(id, &opts, sizeof(opts));
+	return spdk_nvme_connect(id, &opts, sizeof(opts));
+}
+
+void
+basalt_removal_register(struct spdk_nvme_ctrlr *controller, spdk_nvme_remove_cb removed, void *context)
+{
 #if IS_AT_LEAST(21, 1)
-	if (controller != NULL) {
-		spdk_nvme_ctrlr_set_remove_cb(controller, removed, removed_context);
-	}
+	spdk_nvme_ctrlr_set_remove_cb(controller, removed, context);
 #else
-	/* This version tells only those who probe; the failed queue pairs say it here. */
+	(void)controller;
 	(void)removed;
-	(void)removed_context;
+	(void)context;
 #endif
-	return controller;
 }
 
 /* Copies a space-padded identify field. */
@@ -206,6 +203,7 @@ basalt_controller_info(struct spdk_nvme_ctrlr *controller, struct basalt_control
 	info->deallocate = data->oncs.dsm;
 	info->awupf = data->awupf;
 	info->transfer_size_max = spdk_nvme_ctrlr_get_max_xfer_size(controller);
+	info->queue_size_max = (uint32_t)spdk_nvme_ctrlr_get_regs_cap(controller).bits.mqes + 1;
 	info->namespace_count = spdk_nvme_ctrlr_get_num_ns(controller);
 }
 

@@ -43,14 +43,15 @@ struct basalt_connect_options {
 	uint32_t keep_alive_timeout_ms;
 	uint32_t admin_timeout_ms;
 	uint8_t transport_retry_count;
-	/* NULL for SPDK's own. */
-	const char *host_nqn;
 };
 
-/* The controller, or NULL. `removed` is called from admin polling when the controller goes away. */
+/* The controller, or NULL. */
 struct spdk_nvme_ctrlr *basalt_connect(const struct spdk_nvme_transport_id *id,
-				       const struct basalt_connect_options *options,
-				       spdk_nvme_remove_cb removed, void *removed_context);
+				       const struct basalt_connect_options *options);
+
+/* `removed` is called from admin polling when the controller goes away; never before SPDK 21.01, where the failing queues
+ * are the only word of it. */
+void basalt_removal_register(struct spdk_nvme_ctrlr *controller, spdk_nvme_remove_cb removed, void *context);
 
 struct basalt_controller_info {
 	char model[41];
@@ -63,6 +64,8 @@ struct basalt_controller_info {
 	uint16_t awupf;
 	uint32_t transfer_size_max;
 	uint32_t namespace_count;
+	/* Entries of the longest queue. */
+	uint32_t queue_size_max;
 };
 void basalt_controller_info(struct spdk_nvme_ctrlr *controller, struct basalt_controller_info *info);
 
