@@ -24,7 +24,10 @@ pub mod file;
 mod heap_pool;
 pub mod signature;
 pub mod sim;
+#[cfg(feature = "spdk")]
+pub mod spdk;
 pub mod sync;
+pub mod transport_id;
 pub mod uring;
 
 use std::os::fd::BorrowedFd;

@@ -35,6 +35,9 @@ const DRAIN_TIME_US: u64 = 5_000_000;
 /// How often a reactor that waits for the others at a stop looks again.
 const STOP_POLL: Duration = Duration::from_millis(1);
 
+/// How often a device without a wake descriptor is looked at while nothing is in flight: it may have been reset or removed.
+const DEVICE_POLL: Duration = Duration::from_millis(100);
+
 /// A tag names a task of its sender (low 32 bits), what the task needs to tell its answers apart (16 bits), and in the
 /// engine also the sender (upper 16 bits).
 fn tag(peer: usize, part: u16, task: usize) -> u64 {
@@ -285,8 +288,15 @@ impl<D: Device> Work for NodeReactor<D> {
         }
         let clock = self.core.clock;
         let server = self.server.as_ref().and_then(Server::deadline_us);
-        let at = self.core.engine.deadline_us(clock).into_iter().chain(server).min()?;
-        Some(Duration::from_micros(at.saturating_sub(clock.monotonic_us)))
+        let timer = self.core.engine.deadline_us(clock).into_iter().chain(server).min();
+        let timer = timer.map(|at| Duration::from_micros(at.saturating_sub(clock.monotonic_us)));
+        let device = self.core.engine.device();
+        match device.wake_fd() {
+            Some(_) => timer,
+            // What nobody is woken for has to be looked for.
+            None if device.in_flight() > 0 => Some(Duration::ZERO),
+            None => Some(timer.map_or(DEVICE_POLL, |timer| timer.min(DEVICE_POLL))),
+        }
     }
 
     fn finished(&self) -> bool {

@@ -1,0 +1,2 @@
+/* What bindgen reads. build.rs names every item that is taken from it. */
+#include "shim.h"

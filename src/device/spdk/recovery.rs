@@ -1,0 +1,122 @@
+//! The admin thread of a controller: keep-alives while all is well, and the reset when it is not.
+//!
+//! A reset goes: announce it; every queue sees that at its next poll, frees its queue pair and keeps the buffers of what
+//! was in flight; then the controller is reset, again and again for a bounded time; then the queues make new queue pairs,
+//! and what was in flight is told as aborted, its outcome unknown. Without success the device is gone, for good.
+
+#![expect(unsafe_code, reason = "calls into SPDK")]
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use spdk_sys::{spdk_nvme_ctrlr_fail, spdk_nvme_ctrlr_reset};
+
+use super::controller::{Identity, Phase, Shared, State, namespace_info};
+
+/// How often the admin queue is looked at.
+const ADMIN_INTERVAL: Duration = Duration::from_millis(10);
+
+/// How often a waiting reset looks whether the last queue pair has gone.
+const QUIESCE_INTERVAL: Duration = Duration::from_millis(1);
+
+/// Pauses between attempts, doubled from the first to the last.
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// The admin thread.
+pub(super) fn run_admin(shared: &Shared) {
+    while !shared.stopping.load(Ordering::Acquire) {
+        let state = shared.state();
+        match state.phase {
+            Phase::Ready => {
+                if !shared.poll_admin() {
+                    shared.request_reset(state.generation, "the admin queue has failed");
+                    continue;
+                }
+                if shared.changed.swap(false, Ordering::AcqRel)
+                    && let Err(cause) = verify(shared)
+                {
+                    // Queues find out by their state; nothing is reset, since the controller itself is well.
+                    tracing::error!("{}: {cause}", shared.name);
+                    shared.settle(State { phase: Phase::Gone, ..state });
+                    continue;
+                }
+                std::thread::park_timeout(ADMIN_INTERVAL);
+            }
+            Phase::Quiescing => recover(shared, state.generation),
+            Phase::Gone => std::thread::park_timeout(Duration::from_millis(200)),
+        }
+    }
+}
+
+/// Waits for the queues, resets, verifies. Ends in another phase, unless the device is being closed.
+fn recover(shared: &Shared, generation: u64) {
+    let started = Instant::now();
+    let limit = shared.timeouts.recovery;
+    while shared.attached_count() > 0 {
+        if shared.stopping.load(Ordering::Acquire) {
+            return;
+        }
+        if started.elapsed() > limit {
+            gone(shared, generation, "a queue did not give its queue pair back");
+            return;
+        }
+        std::thread::park_timeout(QUIESCE_INTERVAL);
+    }
+    let mut pause = PAUSE_MIN;
+    let mut attempts = 0;
+    loop {
+        if shared.stopping.load(Ordering::Acquire) {
+            return;
+        }
+        if shared.removed.load(Ordering::Acquire) {
+            gone(shared, generation, "the controller has been removed");
+            return;
+        }
+        attempts += 1;
+        // SAFETY: the controller lives; no queue pair exists, and none is made before the phase is `Ready` again.
+        let code = unsafe { spdk_nvme_ctrlr_reset(shared.raw()) };
+        if code == 0 {
+            match verify(shared) {
+                Ok(()) => {
+                    tracing::warn!(
+                        "{}: back after {} ms and {attempts} attempt(s); what was in flight has an unknown outcome",
+                        shared.name,
+                        started.elapsed().as_millis()
+                    );
+                    shared.settle(State { phase: Phase::Ready, generation: generation + 1 });
+                }
+                Err(cause) => gone(shared, generation, &cause),
+            }
+            return;
+        }
+        if started.elapsed() > limit {
+            gone(shared, generation, &format!("{attempts} attempts to reach it again failed"));
+            return;
+        }
+        std::thread::park_timeout(pause);
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+fn gone(shared: &Shared, generation: u64, why: &str) {
+    tracing::error!("{}: {why}; the device is given up until a restart", shared.name);
+    // SAFETY: the controller lives; failing it makes SPDK refuse whatever is still sent.
+    unsafe { spdk_nvme_ctrlr_fail(shared.raw()) };
+    shared.settle(State { phase: Phase::Gone, generation });
+}
+
+/// The namespace is still there and still the same.
+fn verify(shared: &Shared) -> Result<(), String> {
+    let Some(namespace) = shared.namespace() else {
+        return Err(format!("namespace {} is not there any more", shared.namespace_id));
+    };
+    let (found, expected) = (Identity::of(&namespace_info(namespace)), shared.identity);
+    if found == expected {
+        return Ok(());
+    }
+    Err(format!(
+        "another namespace has its number now ({} blocks of {} bytes instead of {} of {}, or another identifier)",
+        found.block_count, found.block_size, expected.block_count, expected.block_size
+    ))
+}
