@@ -59,7 +59,7 @@ pub enum Promise {
 }
 
 /// What was exercised: a run that never met the situation proves nothing about it.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Coverage {
     pub acked: usize,
     pub kills: usize,
@@ -75,7 +75,7 @@ pub struct Coverage {
 /// One transfer: from, to, amount.
 type Transfer = (usize, usize, i64);
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Worker {
     id: usize,
     rng: Rng,
@@ -86,8 +86,8 @@ struct Worker {
     acked_count: usize,
 }
 
-/// All workers' models.
-#[derive(Debug)]
+/// All workers' models. A clone is for another way in which the same kill may have gone.
+#[derive(Debug, Clone)]
 pub struct Load {
     workers: Vec<Worker>,
     promise: Promise,

@@ -1,0 +1,278 @@
+//! What a virtual machine consists of, and QEMU's command line for it.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+/// Who drives the NVMe controllers in the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// The guest's kernel: namespaces are block devices.
+    Kernel,
+    /// Nobody until a case binds them to vfio-pci, with an IOMMU. The kernel's driver never touches them.
+    UserSpace,
+}
+
+/// One namespace, backed by a raw image on the host.
+#[derive(Debug, Clone)]
+pub struct Namespace {
+    /// Its bytes.
+    pub image: PathBuf,
+    /// Bytes of one block.
+    pub block_size: u32,
+    /// Whether Identify tells of a volatile write cache. Only the log of writes makes it one that can be lost.
+    pub volatile_cache: bool,
+    /// Every write and flush is noted here, for [`crate::write_log`].
+    pub write_log: Option<PathBuf>,
+}
+
+impl Namespace {
+    /// With 512-byte blocks and a volatile cache, as most drives of consumers have.
+    pub fn new(image: impl Into<PathBuf>) -> Namespace {
+        Namespace { image: image.into(), block_size: 512, volatile_cache: true, write_log: None }
+    }
+
+    /// With blocks of another size.
+    pub fn block_size(mut self, block_size: u32) -> Namespace {
+        self.block_size = block_size;
+        self
+    }
+
+    /// Notes every write in a log.
+    pub fn write_log(mut self, log: impl Into<PathBuf>) -> Namespace {
+        self.write_log = Some(log.into());
+        self
+    }
+}
+
+/// One NVMe controller.
+#[derive(Debug, Clone)]
+pub struct Controller {
+    /// Its namespaces, numbered from 1.
+    pub namespaces: Vec<Namespace>,
+    /// In a slot that it can be taken out of; its address is then on bus 1 and up.
+    pub removable: bool,
+}
+
+/// A virtual machine.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    /// Bytes, in MiB.
+    pub memory_mib: u32,
+    /// Processors.
+    pub cpu_count: u32,
+    /// Who drives the controllers.
+    pub owner: Owner,
+    /// Huge pages of 2 MiB.
+    pub hugepage_count: u32,
+    /// Controllers; the first sits at 0000:00:04.0 unless it is removable, the next one at 05.0.
+    pub controllers: Vec<Controller>,
+    /// TCP ports of the guest that the host reaches.
+    pub ports: Vec<u16>,
+    /// Programs of the host that the guest has in /bin, with their libraries.
+    pub programs: Vec<PathBuf>,
+}
+
+impl Default for Machine {
+    fn default() -> Machine {
+        Machine {
+            memory_mib: 1024,
+            cpu_count: 2,
+            owner: Owner::Kernel,
+            hugepage_count: 0,
+            controllers: Vec::new(),
+            ports: Vec::new(),
+            programs: Vec::new(),
+        }
+    }
+}
+
+/// The slot of the first controller on the root bus.
+const FIRST_SLOT: usize = 4;
+
+/// How the guest's processor is had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accelerator {
+    /// The host's processor.
+    Kvm,
+    /// Emulation. No AVX: programs for the guest are built for x86-64-v2.
+    Tcg,
+}
+
+/// Where one run of a machine has its files.
+#[derive(Debug, Clone)]
+pub struct Paths<'a> {
+    /// The kernel.
+    pub kernel: &'a Path,
+    /// The guest's file system.
+    pub initrd: &'a Path,
+    /// QEMU's monitor, a socket.
+    pub monitor: &'a Path,
+}
+
+impl Machine {
+    /// A machine with one controller that has these namespaces.
+    pub fn with_namespaces(namespaces: Vec<Namespace>) -> Machine {
+        Machine { controllers: vec![Controller { namespaces, removable: false }], ..Machine::default() }
+    }
+
+    /// The PCI address of a controller in the guest.
+    pub fn address(&self, controller: usize) -> String {
+        if self.controllers[controller].removable {
+            // Bus numbers go to the root ports in their order, from 1.
+            let before = self.controllers[..controller].iter().filter(|one| one.removable).count();
+            format!("0000:{:02x}:00.0", before + 1)
+        } else {
+            format!("0000:00:{:02x}.0", FIRST_SLOT + controller)
+        }
+    }
+
+    /// QEMU's arguments, but for the serial ports. `host_ports` are those that the guest's ports appear on.
+    pub fn arguments(
+        &self,
+        accelerator: Accelerator,
+        paths: &Paths,
+        host_ports: &[u16],
+        shell: bool,
+    ) -> Vec<String> {
+        let mut arguments: Vec<String> = Vec::new();
+        let mut add = |words: &[&str]| arguments.extend(words.iter().map(|word| (*word).to_string()));
+        match accelerator {
+            Accelerator::Kvm => add(&["-accel", "kvm", "-cpu", "host"]),
+            Accelerator::Tcg => add(&["-accel", "tcg,thread=multi", "-cpu", "max,la57=off"]),
+        }
+        // The IOMMU is always there and used only when the kernel is told to. 39 address bits, the default, are too few
+        // for the addresses that DPDK chooses.
+        add(&["-M", "q35,kernel_irqchip=split"]);
+        add(&["-device", "intel-iommu,intremap=on,caching-mode=on,aw-bits=48"]);
+        add(&["-m", &format!("{}M", self.memory_mib), "-smp", &self.cpu_count.to_string()]);
+        add(&["-nodefaults", "-display", "none", "-no-reboot"]);
+        add(&["-kernel", &path(paths.kernel), "-initrd", &path(paths.initrd)]);
+        add(&["-append", &self.kernel_line(shell)]);
+        add(&["-qmp", &format!("unix:{},server=on,wait=off", path(paths.monitor))]);
+        let forwards: Vec<String> = self
+            .ports
+            .iter()
+            .zip(host_ports)
+            .map(|(guest, host)| format!(",hostfwd=tcp:127.0.0.1:{host}-:{guest}"))
+            .collect();
+        // Restricted: the guest reaches nothing outside.
+        add(&["-netdev", &format!("user,id=net0,restrict=on{}", forwards.concat())]);
+        add(&["-device", "virtio-net-pci,netdev=net0,romfile="]);
+        for (number, controller) in self.controllers.iter().enumerate() {
+            for argument in controller_arguments(number, controller) {
+                add(&[&argument]);
+            }
+        }
+        arguments
+    }
+
+    fn kernel_line(&self, shell: bool) -> String {
+        let mut line =
+            "console=ttyS0 quiet panic=-1 init_on_alloc=0 mitigations=off nokaslr tsc=reliable".to_string();
+        if self.owner == Owner::UserSpace {
+            line += " intel_iommu=on initcall_blacklist=nvme_init";
+        }
+        if self.hugepage_count > 0 {
+            line += &format!(" basalt.hugepages={}", self.hugepage_count);
+        }
+        if shell {
+            line += " basalt.shell";
+        }
+        line
+    }
+}
+
+fn controller_arguments(number: usize, controller: &Controller) -> Vec<String> {
+    let mut arguments = Vec::new();
+    let slot = FIRST_SLOT + number;
+    let place = if controller.removable {
+        arguments.extend([
+            "-device".into(),
+            format!("pcie-root-port,id=port{number},chassis={slot},addr={slot:02x}.0"),
+        ]);
+        format!("bus=port{number}")
+    } else {
+        format!("bus=pcie.0,addr={slot:02x}.0")
+    };
+    arguments.extend(["-device".into(), format!("nvme,id=nvme{number},serial=BASALT{number},{place}")]);
+    for (index, namespace) in controller.namespaces.iter().enumerate() {
+        let name = namespace_name(number, index);
+        for node in block_nodes(&name, namespace) {
+            arguments.extend(["-blockdev".into(), node.to_string()]);
+        }
+        let (size, cache) = (namespace.block_size, if namespace.volatile_cache { "on" } else { "off" });
+        arguments.extend([
+            "-device".into(),
+            format!(
+                "nvme-ns,id={name},bus=nvme{number},nsid={},drive={name}-drive,logical_block_size={size},physical_block_size={size},write-cache={cache}",
+                index + 1
+            ),
+        ]);
+    }
+    arguments
+}
+
+/// The name of a namespace among QEMU's devices, as the guest's kernel names it too.
+pub fn namespace_name(controller: usize, index: usize) -> String {
+    format!("nvme{controller}n{}", index + 1)
+}
+
+/// QEMU's block nodes under a namespace; the topmost is `NAME-drive`.
+fn block_nodes(name: &str, namespace: &Namespace) -> Vec<Value> {
+    let drive = format!("{name}-drive");
+    let file = |node: &str, file: &Path| json!({"driver": "file", "node-name": node, "filename": path(file)});
+    match &namespace.write_log {
+        None => vec![file(&drive, &namespace.image)],
+        Some(log) => {
+            let (data, noted) = (format!("{name}-data"), format!("{name}-log"));
+            vec![
+                file(&data, &namespace.image),
+                file(&noted, log),
+                json!({
+                    "driver": "blklogwrites",
+                    "node-name": drive,
+                    "file": data,
+                    "log": noted,
+                    "log-sector-size": crate::write_log::SECTOR_SIZE,
+                }),
+            ]
+        }
+    }
+}
+
+fn path(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_those_of_the_command_line() {
+        let namespaces = || vec![Namespace::new("a.img")];
+        let controller = |removable| Controller { namespaces: namespaces(), removable };
+        let machine = Machine {
+            controllers: vec![controller(false), controller(true), controller(false), controller(true)],
+            ..Machine::default()
+        };
+        let addresses: Vec<String> = (0..4).map(|number| machine.address(number)).collect();
+        assert_eq!(addresses, ["0000:00:04.0", "0000:01:00.0", "0000:00:06.0", "0000:02:00.0"]);
+        let paths = Paths { kernel: Path::new("k"), initrd: Path::new("i"), monitor: Path::new("m") };
+        let line = machine.arguments(Accelerator::Tcg, &paths, &[], false).join(" ");
+        for part in
+            ["bus=pcie.0,addr=04.0", "bus=port1", "bus=pcie.0,addr=06.0", "bus=port3", "nvme-ns,id=nvme2n1"]
+        {
+            assert!(line.contains(part), "{part} is not in {line}");
+        }
+    }
+
+    #[test]
+    fn the_kernel_keeps_off_what_user_space_owns() {
+        let line = |owner| Machine { owner, ..Machine::default() }.kernel_line(false);
+        assert!(line(Owner::UserSpace).contains("initcall_blacklist=nvme_init"));
+        assert!(line(Owner::UserSpace).contains("intel_iommu=on"));
+        assert!(!line(Owner::Kernel).contains("nvme"));
+    }
+}
