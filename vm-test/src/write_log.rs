@@ -77,6 +77,12 @@ pub enum Survivors {
     Everything,
     /// Each write whole or not at all, as this seed has it.
     Subset(u64),
+    /// What was there before the last so many flushes, as on a drive that did not do them. No node can live with that: it
+    /// is for testing the tests.
+    Lied {
+        /// Flushes that did nothing.
+        flush_count: usize,
+    },
     /// Each write whole, not at all, or in pieces of this many bytes.
     Torn {
         /// Chooses.
@@ -116,7 +122,12 @@ impl WriteLog {
 
     /// Operations that the last flush made durable, itself included.
     pub fn durable_count(&self) -> usize {
-        self.operations.iter().rposition(|one| *one == Operation::Flush).map_or(0, |at| at + 1)
+        self.durable_count_before(0)
+    }
+
+    fn durable_count_before(&self, flush_count: usize) -> usize {
+        let flushes = self.operations.iter().enumerate().filter(|(_, one)| **one == Operation::Flush);
+        flushes.rev().nth(flush_count).map_or(0, |(at, _)| at + 1)
     }
 
     /// All operations.
@@ -133,7 +144,8 @@ impl WriteLog {
     pub fn replay(&self, image: &Path, survivors: Survivors) -> Result<()> {
         let file = OpenOptions::new().write(true).open(image).map_err(VmError::os("open", image))?;
         let failed = |error| VmError::os("write to", image)(error);
-        let (durable, unflushed) = self.operations.split_at(self.durable_count());
+        let lied = if let Survivors::Lied { flush_count } = survivors { flush_count } else { 0 };
+        let (durable, unflushed) = self.operations.split_at(self.durable_count_before(lied));
         for operation in durable {
             self.apply(&file, operation).map_err(failed)?;
         }
@@ -242,7 +254,7 @@ impl Choices {
     fn pieces(&mut self, operation: &Operation) -> Vec<Operation> {
         let whole = vec![operation.clone()];
         match self.survivors {
-            Survivors::Flushed => Vec::new(),
+            Survivors::Flushed | Survivors::Lied { .. } => Vec::new(),
             Survivors::Everything => whole,
             Survivors::Subset(_) => {
                 if self.below(2) == 0 {

@@ -67,6 +67,13 @@ fn what_was_flushed_stays_and_the_rest_is_gone() {
 }
 
 #[test]
+fn a_drive_that_lied_has_what_was_there_before_its_lies() {
+    let log = Log::new().write(0, 1, 7).flush().write(1, 1, 8).flush().write(2, 1, 9).parse();
+    let lied = |flush_count| image(&log, 3, 1, Survivors::Lied { flush_count });
+    assert_eq!([lied(0), lied(1), lied(2), lied(9)], [[7, 8, 1], [7, 1, 1], [1, 1, 1], [1, 1, 1]]);
+}
+
+#[test]
 fn without_a_flush_nothing_is_sure() {
     let mut log = Log::new().write(0, 1, 7);
     log.0[..SECTOR_SIZE].fill(0);

@@ -6,13 +6,11 @@
 #![cfg(test)]
 
 #[path = "../../../tests/common/load.rs"]
-#[expect(dead_code, reason = "cases use a part of it")]
 mod load;
 #[path = "../../../tests/common/resp.rs"]
 #[expect(dead_code, unused_imports, unused_macros, reason = "cases use a part of it")]
 mod resp;
 #[path = "../../../tests/common/rng.rs"]
-#[expect(dead_code, reason = "cases use a part of it")]
 mod rng;
 
 mod power_cut;
