@@ -54,4 +54,9 @@ impl Engine {
     pub fn device(self, _machine: &Machine, controller: usize, index: usize) -> String {
         format!("/dev/{}", crate::machine::namespace_name(controller, index))
     }
+
+    /// Resets a controller, whatever is in flight.
+    pub fn reset_controller(self, vm: &Vm, controller: usize) -> Result<()> {
+        vm.run(&format!("echo 1 >/sys/class/nvme/nvme{controller}/reset_controller")).map(drop)
+    }
 }

@@ -185,32 +185,47 @@ impl Machine {
 
 fn controller_arguments(number: usize, controller: &Controller) -> Vec<String> {
     let mut arguments = Vec::new();
-    let slot = FIRST_SLOT + number;
-    let place = if controller.removable {
-        arguments.extend([
-            "-device".into(),
-            format!("pcie-root-port,id=port{number},chassis={slot},addr={slot:02x}.0"),
-        ]);
-        format!("bus=port{number}")
-    } else {
-        format!("bus=pcie.0,addr={slot:02x}.0")
-    };
-    arguments.extend(["-device".into(), format!("nvme,id=nvme{number},serial=BASALT{number},{place}")]);
+    if controller.removable {
+        let slot = FIRST_SLOT + number;
+        let port = format!("pcie-root-port,id=port{number},chassis={slot},addr={slot:02x}.0");
+        arguments.extend(["-device".into(), port]);
+    }
     for (index, namespace) in controller.namespaces.iter().enumerate() {
-        let name = namespace_name(number, index);
-        for node in block_nodes(&name, namespace) {
+        for node in block_nodes(&namespace_name(number, index), namespace) {
             arguments.extend(["-blockdev".into(), node.to_string()]);
         }
-        let (size, cache) = (namespace.block_size, if namespace.volatile_cache { "on" } else { "off" });
-        arguments.extend([
-            "-device".into(),
-            format!(
-                "nvme-ns,id={name},bus=nvme{number},nsid={},drive={name}-drive,logical_block_size={size},physical_block_size={size},write-cache={cache}",
-                index + 1
-            ),
-        ]);
+    }
+    for device in devices(number, controller) {
+        arguments.extend(["-device".into(), device.to_string()]);
     }
     arguments
+}
+
+/// A controller and its namespaces, as QEMU's `-device` takes them.
+fn devices(number: usize, controller: &Controller) -> Vec<Value> {
+    let name = format!("nvme{number}");
+    let mut device = json!({"driver": "nvme", "id": name, "serial": format!("BASALT{number}")});
+    if controller.removable {
+        device["bus"] = format!("port{number}").into();
+    } else {
+        device["bus"] = "pcie.0".into();
+        device["addr"] = format!("{:02x}.0", FIRST_SLOT + number).into();
+    }
+    let mut devices = vec![device];
+    for (index, namespace) in controller.namespaces.iter().enumerate() {
+        let id = namespace_name(number, index);
+        devices.push(json!({
+            "driver": "nvme-ns",
+            "drive": format!("{id}-drive"),
+            "id": id,
+            "bus": name,
+            "nsid": index + 1,
+            "logical_block_size": namespace.block_size,
+            "physical_block_size": namespace.block_size,
+            "write-cache": if namespace.volatile_cache { "on" } else { "off" },
+        }));
+    }
+    devices
 }
 
 /// The name of a namespace among QEMU's devices, as the guest's kernel names it too.
@@ -261,8 +276,7 @@ mod tests {
         assert_eq!(addresses, ["0000:00:04.0", "0000:01:00.0", "0000:00:06.0", "0000:02:00.0"]);
         let paths = Paths { kernel: Path::new("k"), initrd: Path::new("i"), monitor: Path::new("m") };
         let line = machine.arguments(Accelerator::Tcg, &paths, &[], false).join(" ");
-        for part in
-            ["bus=pcie.0,addr=04.0", "bus=port1", "bus=pcie.0,addr=06.0", "bus=port3", "nvme-ns,id=nvme2n1"]
+        for part in ["\"addr\":\"04.0\"", "\"port1\"", "\"addr\":\"06.0\"", "\"port3\"", "\"id\":\"nvme2n1\""]
         {
             assert!(line.contains(part), "{part} is not in {line}");
         }

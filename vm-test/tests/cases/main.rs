@@ -13,6 +13,7 @@ mod resp;
 #[path = "../../../tests/common/rng.rs"]
 mod rng;
 
+mod faults;
 mod power_cut;
 mod smoke;
 
