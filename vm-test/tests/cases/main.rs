@@ -15,6 +15,7 @@ mod rng;
 
 mod faults;
 mod power_cut;
+mod shapes;
 mod smoke;
 
 use std::path::{Path, PathBuf};
