@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use vm_test::engine::Engine;
 use vm_test::error::{Result, VmError};
 use vm_test::host::say;
-use vm_test::machine::{Machine, Namespace, Owner};
+use vm_test::machine::{Machine, Namespace};
 use vm_test::node::PORT;
 use vm_test::{image, vm};
 
@@ -13,8 +13,7 @@ use vm_test::{image, vm};
 const DRIVE_SIZE: u64 = 1 << 30;
 
 fn main() -> ExitCode {
-    let for_user_space = std::env::args().any(|argument| argument == "--vfio");
-    match run(for_user_space) {
+    match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             say(&error);
@@ -23,15 +22,13 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(for_user_space: bool) -> Result<()> {
+fn run() -> Result<()> {
     let directory = tempfile::tempdir().map_err(VmError::os("make a directory in", std::env::temp_dir()))?;
     let drive = image::create(directory.path().join("drive.img"), DRIVE_SIZE)?;
     let mut machine = Engine::Uring.prepare(Machine::with_namespaces(vec![Namespace::new(drive)]))?;
     machine.ports = vec![PORT];
-    if for_user_space {
-        machine.owner = Owner::UserSpace;
-        machine.hugepage_count = 128;
-        machine.memory_mib = 2048;
-    }
+    // For `basalt device bind` as well as for the kernel's own driver.
+    machine.iommu = true;
+    machine.memory_mib = 2048;
     vm::shell(&machine)
 }

@@ -4,15 +4,6 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-/// Who drives the NVMe controllers in the guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Owner {
-    /// The guest's kernel: namespaces are block devices.
-    Kernel,
-    /// Nobody until a case binds them to vfio-pci, with an IOMMU. The kernel's driver never touches them.
-    UserSpace,
-}
-
 /// One namespace, backed by a raw image on the host.
 #[derive(Debug, Clone)]
 pub struct Namespace {
@@ -61,10 +52,10 @@ pub struct Machine {
     pub memory_mib: u32,
     /// Processors.
     pub cpu_count: u32,
-    /// Who drives the controllers.
-    pub owner: Owner,
-    /// Huge pages of 2 MiB.
-    pub hugepage_count: u32,
+    /// Whether there is an IOMMU: user space then drives controllers through vfio-pci.
+    pub iommu: bool,
+    /// Whether the guest's kernel drives NVMe controllers at first. Without it, nothing but a case touches them.
+    pub kernel_nvme: bool,
     /// Controllers; the first sits at 0000:00:04.0 unless it is removable, the next one at 05.0.
     pub controllers: Vec<Controller>,
     /// TCP ports of the guest that the host reaches.
@@ -78,8 +69,8 @@ impl Default for Machine {
         Machine {
             memory_mib: 1024,
             cpu_count: 2,
-            owner: Owner::Kernel,
-            hugepage_count: 0,
+            iommu: false,
+            kernel_nvme: true,
             controllers: Vec::new(),
             ports: Vec::new(),
             programs: Vec::new(),
@@ -141,10 +132,11 @@ impl Machine {
             Accelerator::Kvm => add(&["-accel", "kvm", "-cpu", "host"]),
             Accelerator::Tcg => add(&["-accel", "tcg,thread=multi", "-cpu", "max,la57=off"]),
         }
-        // The IOMMU is always there and used only when the kernel is told to. 39 address bits, the default, are too few
-        // for the addresses that DPDK chooses.
         add(&["-M", "q35,kernel_irqchip=split"]);
-        add(&["-device", "intel-iommu,intremap=on,caching-mode=on,aw-bits=48"]);
+        if self.iommu {
+            // 39 address bits, the default, are too few for the addresses that DPDK chooses.
+            add(&["-device", "intel-iommu,intremap=on,caching-mode=on,aw-bits=48"]);
+        }
         add(&["-m", &format!("{}M", self.memory_mib), "-smp", &self.cpu_count.to_string()]);
         add(&["-nodefaults", "-display", "none", "-no-reboot"]);
         add(&["-kernel", &path(paths.kernel), "-initrd", &path(paths.initrd)]);
@@ -170,11 +162,11 @@ impl Machine {
     fn kernel_line(&self, shell: bool) -> String {
         let mut line =
             "console=ttyS0 quiet panic=-1 init_on_alloc=0 mitigations=off nokaslr tsc=reliable".to_string();
-        if self.owner == Owner::UserSpace {
-            line += " intel_iommu=on initcall_blacklist=nvme_init";
+        if self.iommu {
+            line += " intel_iommu=on";
         }
-        if self.hugepage_count > 0 {
-            line += &format!(" basalt.hugepages={}", self.hugepage_count);
+        if !self.kernel_nvme {
+            line += " initcall_blacklist=nvme_init";
         }
         if shell {
             line += " basalt.shell";
@@ -283,10 +275,11 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_keeps_off_what_user_space_owns() {
-        let line = |owner| Machine { owner, ..Machine::default() }.kernel_line(false);
-        assert!(line(Owner::UserSpace).contains("initcall_blacklist=nvme_init"));
-        assert!(line(Owner::UserSpace).contains("intel_iommu=on"));
-        assert!(!line(Owner::Kernel).contains("nvme"));
+    fn the_kernel_is_told_what_to_keep_off() {
+        let line =
+            |iommu, kernel_nvme| Machine { iommu, kernel_nvme, ..Machine::default() }.kernel_line(false);
+        assert!(!line(false, true).contains("iommu") && !line(false, true).contains("nvme"));
+        assert!(line(true, true).contains("intel_iommu=on") && !line(true, true).contains("nvme"));
+        assert!(line(false, false).contains("initcall_blacklist=nvme_init"));
     }
 }

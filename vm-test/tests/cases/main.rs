@@ -13,10 +13,13 @@ mod resp;
 #[path = "../../../tests/common/rng.rs"]
 mod rng;
 
+mod binding;
 mod faults;
 mod power_cut;
 mod shapes;
 mod smoke;
+#[cfg(feature = "spdk")]
+mod spdk;
 
 use std::path::{Path, PathBuf};
 

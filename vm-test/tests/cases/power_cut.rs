@@ -58,18 +58,18 @@ fn uring_loses_nothing_with_4096_byte_blocks_and_one_reactor() -> Result<()> {
 /// A node that does not flush must be caught by what the others pass: this is the test of the test.
 #[test]
 fn a_node_that_does_not_flush_is_caught() -> Result<()> {
-    is_caught("power-cut-planted", "--durability never", Survivors::Flushed)
+    is_caught("power-cut-planted", Engine::Uring, "--durability never", Survivors::Flushed)
 }
 
 /// And so must a drive that does not do its last flushes, under a node that is all right.
 #[test]
 fn a_drive_that_lies_is_caught() -> Result<()> {
-    is_caught("power-cut-lies", "--durability always", Survivors::Lied { flush_count: 20 })
+    is_caught("power-cut-lies", Engine::Uring, "--durability always", Survivors::Lied { flush_count: 20 })
 }
 
-fn is_caught(name: &str, serve: &'static str, survivors: Survivors) -> Result<()> {
+pub fn is_caught(name: &str, engine: Engine, serve: &'static str, survivors: Survivors) -> Result<()> {
     case(name, |directory| {
-        let drive = Drive { engine: Engine::Uring, block_size: 512, serve };
+        let drive = Drive { engine, block_size: 512, serve };
         let mut run = Run::new(directory, drive, Promise::Acknowledged)?;
         let mut log = None;
         for _ in 0..3 {
@@ -110,15 +110,15 @@ fn never_keeps_what_save_made_durable() -> Result<()> {
 
 /// What is cut off.
 #[derive(Debug, Clone, Copy)]
-struct Drive {
-    engine: Engine,
-    block_size: u32,
+pub struct Drive {
+    pub engine: Engine,
+    pub block_size: u32,
     /// Further arguments of `serve`.
-    serve: &'static str,
+    pub serve: &'static str,
 }
 
 /// Cuts the power so many times with writes unflushed, on one image after the other.
-fn loses_nothing(name: &str, drive: Drive, cuts: usize) -> Result<()> {
+pub fn loses_nothing(name: &str, drive: Drive, cuts: usize) -> Result<()> {
     case(name, |directory| {
         let images = cuts.div_ceil(CUTS_PER_IMAGE);
         for number in 0..images {

@@ -34,13 +34,20 @@ fn client(address: std::net::SocketAddr) -> Client {
     Client::connect(address).expect("a node that is ready can be connected to")
 }
 
+fn verify_and_load(load: &mut Load, node: &GuestNode) -> Result<()> {
+    load.verify(&mut client(node.address));
+    load_for(load, node.address, Duration::from_millis(1_500));
+    Ok(())
+}
+
 #[test]
 fn uring_serves_two_namespaces_of_different_block_sizes() -> Result<()> {
     two_namespaces(Engine::Uring)
 }
 
-/// Two nodes, one with one reactor and one with two, each on a namespace of its own of one controller.
-fn two_namespaces(engine: Engine) -> Result<()> {
+/// Two nodes, one with one reactor and one with two, each on a namespace of its own of one controller; one after the other
+/// where a controller has only one user.
+pub fn two_namespaces(engine: Engine) -> Result<()> {
     case(&format!("namespaces-{}", engine.name()), |directory| {
         let namespaces = [512, 4096].map(|block_size| {
             let drive = image::create(directory.join(format!("drive-{block_size}.img")), DRIVE_SIZE);
@@ -64,15 +71,22 @@ fn two_namespaces(engine: Engine) -> Result<()> {
         }
         // The second round swaps the reactors: an image does not depend on their number.
         for cores in [["0", "0,1"], ["0,1", "0"]] {
-            let nodes = [serve(0, cores[0])?, serve(1, cores[1])?];
-            for (node, load) in nodes.iter().zip(&mut loads) {
-                load.verify(&mut client(node.address));
-                load_for(load, node.address, Duration::from_millis(1_500));
-            }
-            // Whatever the second one was written, the first one has only its own.
-            for (node, load) in nodes.into_iter().zip(&mut loads) {
-                load.verify(&mut client(node.address));
-                node.stop()?;
+            if engine.shares_controllers() {
+                let nodes = [serve(0, cores[0])?, serve(1, cores[1])?];
+                for (node, load) in nodes.iter().zip(&mut loads) {
+                    verify_and_load(load, node)?;
+                }
+                // Whatever was written to the second one meanwhile, the first one has only its own.
+                for (node, load) in nodes.into_iter().zip(&mut loads) {
+                    load.verify(&mut client(node.address));
+                    node.stop()?;
+                }
+            } else {
+                for (index, load) in loads.iter_mut().enumerate() {
+                    let node = serve(index, cores[index])?;
+                    verify_and_load(load, &node)?;
+                    node.stop()?;
+                }
             }
         }
         vm.stop()?;
@@ -97,7 +111,7 @@ fn an_image_moves_between_host_and_guest_4096() -> Result<()> {
 
 /// Made on the host as a file, opened in the guest as a drive, written there, opened on the host again; and the same with an
 /// image that was formatted in the guest.
-fn moves_between_host_and_guest(engine: Engine, block_size: u32) -> Result<()> {
+pub fn moves_between_host_and_guest(engine: Engine, block_size: u32) -> Result<()> {
     case(&format!("moves-{}-{block_size}", engine.name()), |directory| {
         let program = engine.program()?;
         let made_on_host = image::create(directory.join("made-on-host.img"), DRIVE_SIZE)?;

@@ -25,7 +25,7 @@ fn uring_serves_and_restarts() -> Result<()> {
 }
 
 /// Serve, write from the host, restart the node, restart the guest: everything is still there, and the image is clean.
-fn serves_and_restarts(engine: Engine) -> Result<()> {
+pub fn serves_and_restarts(engine: Engine) -> Result<()> {
     case(&format!("smoke-{}", engine.name()), |directory| {
         let drive = image::create(directory.join("drive.img"), 1 << 30)?;
         let machine = Machine { ports: vec![PORT], ..Machine::with_namespaces(vec![Namespace::new(&drive)]) };
