@@ -59,7 +59,7 @@ pub enum Promise {
 }
 
 /// What was exercised: a run that never met the situation proves nothing about it.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Coverage {
     pub acked: usize,
     pub kills: usize,
@@ -75,7 +75,7 @@ pub struct Coverage {
 /// One transfer: from, to, amount.
 type Transfer = (usize, usize, i64);
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Worker {
     id: usize,
     rng: Rng,
@@ -86,8 +86,8 @@ struct Worker {
     acked_count: usize,
 }
 
-/// All workers' models.
-#[derive(Debug)]
+/// All workers' models. A clone is for another way in which the same kill may have gone.
+#[derive(Debug, Clone)]
 pub struct Load {
     workers: Vec<Worker>,
     promise: Promise,
@@ -155,9 +155,10 @@ impl Load {
     /// Runs every worker until `stop` or until its connection ends, while `meanwhile` does what the test is about.
     pub fn run(&mut self, address: SocketAddr, stop: &AtomicBool, meanwhile: impl FnOnce()) {
         let promise = self.promise;
+        let clients: Vec<Option<Client>> = self.workers.iter().map(|_| open(address)).collect();
         std::thread::scope(|scope| {
-            for worker in &mut self.workers {
-                scope.spawn(move || worker.run(address, promise, stop));
+            for (worker, client) in self.workers.iter_mut().zip(clients) {
+                scope.spawn(move || client.map(|client| worker.run(client, promise, stop)));
             }
             meanwhile();
         });
@@ -175,6 +176,11 @@ impl Load {
         self.coverage.kills += 1;
         self.coverage.kills_with_pending += usize::from(pending(false));
         self.coverage.kills_with_pending_batch += usize::from(pending(true));
+    }
+
+    /// Whether every write that was sent has been answered: it is not where a connection has broken.
+    pub fn is_answered(&self) -> bool {
+        self.workers.iter().flat_map(|worker| &worker.units).all(|unit| unit.pending() == 0)
     }
 
     /// Everything acknowledged is durable from now on: SAVE was answered, or the window has passed in quiet.
@@ -221,9 +227,16 @@ impl Load {
     }
 }
 
+/// A connection that has been answered on. One after the other: what forwards ports to a virtual machine may reset some of
+/// several that are opened at once.
+fn open(address: SocketAddr) -> Option<Client> {
+    let mut client = Client::connect(address).ok()?;
+    client.try_call(&[b"PING"]).ok()?;
+    Some(client)
+}
+
 impl Worker {
-    fn run(&mut self, address: SocketAddr, promise: Promise, stop: &AtomicBool) {
-        let Ok(mut client) = Client::connect(address) else { return };
+    fn run(&mut self, mut client: Client, promise: Promise, stop: &AtomicBool) {
         while !stop.load(Ordering::Relaxed) {
             let mut bytes = Vec::new();
             let mut expected = Vec::new();

@@ -1,0 +1,181 @@
+//! Commands for the guest over its second serial port, with exit codes.
+//!
+//! `guest/init` is the other end. The host sends `NUMBER LIMIT COMMAND` and a line end; the guest answers `=NUMBER CODE SIZE`,
+//! a line end and SIZE bytes, which are the command's standard output and standard error. One command runs at a time.
+
+use std::io::{Read, Write};
+use std::process::{ChildStdin, ChildStdout};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+/// The guest's first words.
+const HELLO: &str = "basalt-guest\n";
+
+/// How long the answer may take beyond the limit that the guest itself keeps.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// What a command in the guest came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// Its exit code; 137 when it ran into its limit.
+    pub code: i32,
+    /// What it printed, on either output.
+    pub output: String,
+}
+
+/// Why there is no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Silence {
+    /// The port was closed: the machine is gone.
+    Closed,
+    /// Nothing in time.
+    TimedOut,
+    /// What came is not an answer to what was asked.
+    Garbled,
+}
+
+/// The host's end of the serial port.
+#[derive(Debug)]
+pub struct Serial {
+    to_guest: ChildStdin,
+    from_guest: Receiver<Vec<u8>>,
+    received: Vec<u8>,
+    last_number: u64,
+}
+
+impl Serial {
+    /// On QEMU's standard input and output.
+    pub fn new(to_guest: ChildStdin, from_guest: ChildStdout) -> Serial {
+        Serial { to_guest, from_guest: follow(from_guest), received: Vec::new(), last_number: 0 }
+    }
+
+    /// Waits for the guest's first words.
+    pub fn wait_for_hello(&mut self, limit: Duration) -> Result<(), Silence> {
+        let deadline = Instant::now() + limit;
+        // Firmware may print before the guest does.
+        while !self.line(deadline)?.ends_with(HELLO) {}
+        Ok(())
+    }
+
+    /// Runs a command in the guest; the guest kills it after `limit`.
+    pub fn run(&mut self, command: &str, limit: Duration) -> Result<Answer, Silence> {
+        assert!(!command.contains('\n'), "a command is one line: {command:?}");
+        self.last_number += 1;
+        let number = self.last_number;
+        let line = format!("{number} {} {command}\n", limit.as_secs().max(1));
+        self.to_guest.write_all(line.as_bytes()).map_err(|_| Silence::Closed)?;
+        self.to_guest.flush().map_err(|_| Silence::Closed)?;
+        let deadline = Instant::now() + limit + GRACE;
+        let head = self.line(deadline)?;
+        let (code, size) = parse_head(&head, number).ok_or(Silence::Garbled)?;
+        while self.received.len() < size {
+            self.receive(deadline)?;
+        }
+        let output: Vec<u8> = self.received.drain(..size).collect();
+        Ok(Answer { code, output: String::from_utf8_lossy(&output).into_owned() })
+    }
+
+    /// The next line, with its end.
+    fn line(&mut self, deadline: Instant) -> Result<String, Silence> {
+        loop {
+            if let Some(at) = self.received.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.received.drain(..=at).collect();
+                return Ok(String::from_utf8_lossy(&line).into_owned());
+            }
+            self.receive(deadline)?;
+        }
+    }
+
+    fn receive(&mut self, deadline: Instant) -> Result<(), Silence> {
+        match self.from_guest.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(bytes) => self.received.extend(bytes),
+            Err(RecvTimeoutError::Timeout) => return Err(Silence::TimedOut),
+            Err(RecvTimeoutError::Disconnected) => return Err(Silence::Closed),
+        }
+        Ok(())
+    }
+}
+
+/// `=NUMBER CODE SIZE`.
+fn parse_head(line: &str, number: u64) -> Option<(i32, usize)> {
+    let mut words = line.strip_prefix('=')?.trim_end().split(' ');
+    let is_ours = words.next()?.parse() == Ok(number);
+    let (code, size) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+    (is_ours && words.next().is_none()).then_some((code, size))
+}
+
+/// Reads on a thread of its own, so that whoever waits can do so with a limit.
+fn follow(mut from: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || {
+        let mut chunk = [0u8; 4096];
+        while let Ok(count) = from.read(&mut chunk) {
+            if count == 0 || sender.send(chunk[..count].to_vec()).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Command, Stdio};
+
+    /// A guest made of the host's own shell, which runs the loop of `guest/init` on its standard input and output.
+    fn shell_guest() -> Serial {
+        let init = include_str!("../guest/init");
+        let from = init.find("echo \"basalt-guest\"").unwrap();
+        let end = init.find("echo \"guest: the serial port was closed\"").unwrap();
+        let directory = tempfile::tempdir().unwrap().keep();
+        let script = init[from..end]
+            .replace("<&3", "")
+            .replace(">&3", "")
+            .replace("/run/", &format!("{}/", directory.display()));
+        shell(&script)
+    }
+
+    /// It ends when its input does, and nobody waits for it.
+    #[expect(clippy::zombie_processes, reason = "a test process does not live long")]
+    fn shell(script: &str) -> Serial {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        Serial::new(child.stdin.take().unwrap(), child.stdout.take().unwrap())
+    }
+
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn commands_give_their_output_and_code() {
+        let mut guest = shell_guest();
+        guest.wait_for_hello(LIMIT).unwrap();
+        let answer = |code, output: &str| Ok(Answer { code, output: output.into() });
+        assert_eq!(guest.run("echo 'a  b' \\; $((2 + 3))", LIMIT), answer(0, "a  b ; 5\n"));
+        assert_eq!(guest.run("printf 'no end, ='; echo 1 >&2; exit 7", LIMIT), answer(7, "no end, =1\n"));
+        assert_eq!(guest.run("true", LIMIT), answer(0, ""));
+        assert_eq!(guest.run("sleep 100", Duration::from_secs(1)).map(|answer| answer.code), Ok(137));
+        let long = guest.run("seq 1 20000", LIMIT).unwrap();
+        assert!(long.output.starts_with("1\n2\n") && long.output.ends_with("20000\n"));
+    }
+
+    #[test]
+    fn a_guest_that_ends_or_says_nothing_is_told_apart() {
+        assert_eq!(shell("echo basalt").wait_for_hello(LIMIT), Err(Silence::Closed));
+        let mut mute = shell("echo basalt-guest; read -r line; read -r line");
+        mute.wait_for_hello(LIMIT).unwrap();
+        assert_eq!(mute.line(Instant::now() + Duration::from_millis(20)), Err(Silence::TimedOut));
+        let mut noisy = shell("echo basalt-guest; read -r line; echo kernel panic");
+        noisy.wait_for_hello(LIMIT).unwrap();
+        assert_eq!(noisy.run("true", LIMIT), Err(Silence::Garbled));
+    }
+
+    #[test]
+    fn answers_to_something_else_are_refused() {
+        assert_eq!(parse_head("=4 0 17\n", 4), Some((0, 17)));
+        for line in ["=5 0 17\n", "4 0 17\n", "=4 0\n", "=4 0 17 8\n", "=4 x 1\n", ""] {
+            assert_eq!(parse_head(line, 4), None, "{line:?}");
+        }
+    }
+}
