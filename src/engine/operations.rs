@@ -123,6 +123,9 @@ impl<D: Device> Engine<D> {
             ShardOp::Scan { .. } | ShardOp::Count if self.shards[at].is_in_doubt() => {
                 self.answers.push((token, Answer::Failed(self.shards[at].doubt_error())));
             }
+            ShardOp::Scan { .. } | ShardOp::Count if self.shards[at].has_unknown() => {
+                self.answers.push((token, Answer::Failed(self.outcome_unknown())));
+            }
             ShardOp::Scan { cursor, count } => {
                 let (cursor, keys) = self.shards[at].scan(cursor, count, clock.unix_ms);
                 let depends_on = self.shards[at].depends_on_all();
@@ -242,11 +245,12 @@ impl<D: Device> Engine<D> {
     }
 
     fn unknown_error(&self, at: usize, key: &Key) -> Option<OpError> {
-        if !self.shards[at].is_unknown(key) {
-            return None;
-        }
+        self.shards[at].is_unknown(key).then(|| self.outcome_unknown())
+    }
+
+    fn outcome_unknown(&self) -> OpError {
         let detail = self.committer.poisoned().map_or_else(String::new, |error| error.to_string());
-        Some(OpError::OutcomeUnknown { detail })
+        OpError::OutcomeUnknown { detail }
     }
 
     /// The value that `Reading` waited for is there, or can't be had.
