@@ -290,6 +290,10 @@ impl Shard {
                 self.expiries.remove(&expiry);
             }
         } else if let Some(entry) = self.index.remove(self.hash(key), key) {
+            // It was no older than what was lost, so that it is known to have been the last.
+            if self.doubt.below > 0 && entry.sequence >= self.doubt.below {
+                self.doubt.known_absent.insert(key.clone());
+            }
             self.live -= 1;
             self.live_bytes -= u64::from(entry.size);
             self.expiries.remove(&(entry.expires_at_ms, key.clone()));
