@@ -188,7 +188,9 @@ pub enum ShardOp {
     },
     /// Counts keys. Answer: `Count`.
     Count,
-    /// Drops every key of the shard, as a logged record. Answer: `Done` when durable.
+    /// Lets nothing in any more that takes keys, until `Clear`. Answer: `Done` once nothing holds a key.
+    Close,
+    /// Drops every key of the shard, as a logged record, and opens it again if it was closed. Answer: `Done` when durable.
     Clear,
     /// Makes everything logged so far durable, whatever the mode. Answer: `Done`.
     Sync,

@@ -44,6 +44,10 @@ pub(super) enum State {
     Commit { batch: BatchId, participant_count: u16 },
     /// Waits at the gate until nothing holds a key.
     Clear,
+    /// Waits at the gate until nothing holds a key, to be told of it.
+    Close,
+    /// Keeps the gate closed until its Clear comes.
+    Closed,
 }
 
 pub(super) struct LockState {
@@ -102,9 +106,23 @@ impl<D: Device> Engine<D> {
                 self.enter_log(at, token, State::Commit { batch, participant_count }, clock);
             }
             ShardOp::Release { hold, outcome } => self.release_hold(token, hold, outcome, clock),
-            ShardOp::Clear => {
-                let id = self.suspend(at, token, State::Clear);
+            ShardOp::Close => {
+                let id = self.suspend(at, token, State::Close);
                 self.shards[at].gate.push_back(id);
+                self.open_gate(at, clock);
+            }
+            ShardOp::Clear => {
+                let first = self.shards[at].gate.front().and_then(|id| self.operations.get_mut(*id));
+                match first {
+                    // Whoever closed the gate is who clears: others wait behind it.
+                    Some(first) if matches!(first.state, State::Closed) => {
+                        (first.token, first.state) = (token, State::Clear);
+                    }
+                    _ => {
+                        let id = self.suspend(at, token, State::Clear);
+                        self.shards[at].gate.push_back(id);
+                    }
+                }
                 self.open_gate(at, clock);
             }
             ShardOp::Watch { key } => {
@@ -454,15 +472,21 @@ impl<D: Device> Engine<D> {
     /// Runs a Clear once nothing holds a key or waits for room, then lets those in who came after it.
     pub(super) fn open_gate(&mut self, at: usize, clock: Clock) {
         while let Some(id) = self.shards[at].gate.front().copied() {
-            let is_clear = self.operations.get(id).is_some_and(|op| matches!(op.state, State::Clear));
-            if !is_clear {
-                self.shards[at].gate.pop_front();
-                self.resume(id, clock);
-                continue;
-            }
-            let shard = &self.shards[at];
-            if !shard.holds.is_empty() || !shard.stalled.is_empty() {
-                return;
+            let is_free = self.shards[at].holds.is_empty() && self.shards[at].stalled.is_empty();
+            match self.operations.get_mut(id) {
+                Some(Operation { state: State::Closed, .. }) => return,
+                Some(Operation { state: State::Clear | State::Close, .. }) if !is_free => return,
+                Some(Operation { state: State::Clear, .. }) => {}
+                Some(Operation { state: state @ State::Close, token, .. }) => {
+                    *state = State::Closed;
+                    self.answers.push((*token, Answer::Done));
+                    return;
+                }
+                _ => {
+                    self.shards[at].gate.pop_front();
+                    self.resume(id, clock);
+                    continue;
+                }
             }
             let record = Record {
                 kind: RecordType::Clear,

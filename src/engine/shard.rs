@@ -106,7 +106,7 @@ pub(super) struct Shard {
     pub(super) holds: KeyMap<Hold>,
     /// Operations that wait for room in the log, in order.
     pub(super) stalled: VecDeque<usize>,
-    /// Operations that wait behind a Clear; the Clear is the first.
+    /// Operations that wait behind a Clear or Close; that is the first.
     pub(super) gate: VecDeque<usize>,
     pub(super) log: ShardLog,
     places: BTreeMap<u32, Place>,
