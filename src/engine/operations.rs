@@ -17,7 +17,7 @@ use super::reads::ReadFor;
 use super::shard::Hold;
 use crate::device::Device;
 use crate::format::record::{BatchMark, Record, RecordType};
-use crate::limits::KEY_SIZE_MAX;
+use crate::limits::{BATCH_VALUES_SIZE_MAX, KEY_SIZE_MAX};
 
 /// An operation that waits.
 pub(super) struct Operation {
@@ -53,7 +53,7 @@ pub(super) enum State {
 pub(super) struct LockState {
     keys: Vec<Key>,
     watched: Vec<WatchedKey>,
-    values: bool,
+    values_size_max: Option<u64>,
     /// Keys before this one are held.
     next: usize,
 }
@@ -88,8 +88,8 @@ impl<D: Device> Engine<D> {
     pub(super) fn admit(&mut self, at: usize, token: u64, op: ShardOp, clock: Clock) {
         match op {
             ShardOp::Key { key, action } => self.enter_key(at, token, key, action, clock),
-            ShardOp::Lock { keys, watched, values } => {
-                let lock = Box::new(LockState { keys, watched, values, next: 0 });
+            ShardOp::Lock { keys, watched, values_size_max } => {
+                let lock = Box::new(LockState { keys, watched, values_size_max, next: 0 });
                 if self.shards[at].gate.is_empty() {
                     self.go_on_locking(at, token, lock, clock);
                 } else {
@@ -533,7 +533,8 @@ impl<D: Device> Engine<D> {
     }
 
     fn read_locked(&mut self, at: usize, token: u64, lock: LockState, clock: Clock) {
-        let LockState { keys, watched, values, .. } = lock;
+        let LockState { keys, watched, values_size_max, .. } = lock;
+        let mut left = values_size_max.unwrap_or(0);
         let mut depends_on = 0;
         let mut wanted = Vec::new();
         let mut current = Vec::with_capacity(keys.len());
@@ -545,7 +546,19 @@ impl<D: Device> Engine<D> {
             }
             let lookup = self.shards[at].lookup(key, clock.unix_ms);
             depends_on = depends_on.max(lookup.depends_on);
-            if values && let Some(entry) = lookup.entry {
+            if values_size_max.is_some() {
+                let size = lookup.current.as_ref().map_or(0, |current| current.size);
+                match left.checked_sub(size) {
+                    Some(rest) => left = rest,
+                    None => {
+                        current.push(Err(OpError::ValuesTooLarge { size_max: BATCH_VALUES_SIZE_MAX }));
+                        continue;
+                    }
+                }
+            }
+            if values_size_max.is_some()
+                && let Some(entry) = lookup.entry
+            {
                 wanted.push((index, key.clone(), entry));
             }
             current.push(Ok(lookup.current));
