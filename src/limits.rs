@@ -52,6 +52,13 @@ pub const MULTI_COMMAND_COUNT_MAX: usize = 65_536;
 /// Arguments of one command, as Redis bounds them.
 pub const ARGUMENT_COUNT_MAX: usize = 1 << 20;
 
+/// Bytes of values that one command or transaction may read from the device, and that its replies may carry: as many as it may
+/// bring as arguments.
+pub const BATCH_VALUES_SIZE_MAX: u64 = 64 << 20;
+
+/// The longest pattern of KEYS and SCAN: it is matched with many keys in one go, byte for byte.
+pub const PATTERN_SIZE_MAX: usize = 4 << 10;
+
 /// Operations that one engine has admitted and not yet answered.
 pub const ENGINE_OPERATIONS_MAX: usize = 65_536;
 

@@ -218,6 +218,63 @@ fn a_reader_that_never_reads_is_held_back() {
     finish(node, honest);
 }
 
+/// A request of a few kilobytes can't ask for gigabytes, by naming many long values or one of them many times.
+#[test]
+fn one_command_or_transaction_reads_a_bounded_size() {
+    let (_directory, node, honest) = start();
+    let mut client = node.client();
+    let keys: Vec<String> = (0..96).map(|index| format!("long:{index}")).collect();
+    for key in &keys {
+        assert_eq!(call!(client, "SET", key, vec![b'l'; 1 << 20]), Reply::ok());
+    }
+    let before = node.rss();
+    let mget = |keys: &[&str]| -> Vec<Vec<u8>> {
+        std::iter::once("MGET").chain(keys.iter().copied()).map(|arg| arg.as_bytes().to_vec()).collect()
+    };
+    let names: Vec<&str> = keys.iter().map(String::as_str).collect();
+    let few = client.try_call(&mget(&names[..48]).iter().map(Vec::as_slice).collect::<Vec<_>>()).unwrap();
+    assert!(matches!(&few, Reply::Array(items) if items.len() == 48), "{}", few.brief());
+    drop(few);
+    for many in [names.clone(), vec![names[0]; 2_000]] {
+        let reply = client.try_call(&mget(&many).iter().map(Vec::as_slice).collect::<Vec<_>>()).unwrap();
+        assert!(reply.is_error(), "{} values: {}", many.len(), reply.brief());
+        assert!(reply.error().contains("67108864 bytes"), "{}", reply.brief());
+    }
+    assert_eq!(call!(client, "MULTI"), Reply::ok());
+    call!(client, "SET", "written", "yes");
+    for _ in 0..200 {
+        call!(client, "GET", names[0]);
+    }
+    call!(client, "GETDEL", names[0]);
+    let Reply::Array(replies) = call!(client, "EXEC") else { panic!("no array") };
+    assert_eq!(replies[0], Reply::ok());
+    assert!(matches!(replies[1], Reply::Bulk(_)) && replies[200].is_error());
+    drop(replies);
+    assert_eq!(call!(client, "STRLEN", names[0]).int(), 1 << 20, "what can't be told is not deleted");
+    assert!(node.rss() < before + GROWTH_MAX, "from {before} to {} bytes resident", node.rss());
+    call!(client, "FLUSHALL");
+    drop((client, honest));
+    node.stop();
+}
+
+/// Commands whose arguments are long where they are compared with much: they are refused, not left to hold the reactor.
+#[test]
+fn patterns_and_watches_cost_no_more_than_their_bounds() {
+    let (_directory, node, honest) = start();
+    let mut client = node.client();
+    let pattern = format!("[{}]*", "x".repeat(1 << 20));
+    for reply in [call!(client, "KEYS", &pattern), call!(client, "SCAN", "0", "MATCH", &pattern)] {
+        assert!(reply.is_error() && reply.error().contains("pattern"), "{}", reply.brief());
+    }
+    let many: Vec<String> = (0..5_000).map(|index| format!("w{index}")).collect();
+    let watch: Vec<&[u8]> =
+        std::iter::once("WATCH").chain(many.iter().map(String::as_str)).map(str::as_bytes).collect();
+    assert!(client.try_call(&watch).unwrap().is_error(), "more than a connection may watch");
+    assert_eq!(client.try_call(&watch[..4_097]).unwrap(), Reply::ok());
+    assert_eq!(client.try_call(&watch[..4_097]).unwrap(), Reply::ok(), "the same again are no more");
+    finish(node, honest);
+}
+
 #[test]
 fn a_writer_that_never_reads_does_not_stop_the_others() {
     let (_directory, node, mut honest) = start();

@@ -364,3 +364,52 @@ fn refusals_delays_and_losses_of_the_device_end_in_answers() {
     sweep_all(FaultOp::Any, &[FaultKind::Full, FaultKind::Slow(60), FaultKind::Gone, FaultKind::Never]);
     sweep_all(FaultOp::Allocate, &[FaultKind::Full]);
 }
+
+/// After a failed flush nothing is known of the keys that were on their way, and that must hold for everything that is asked of
+/// them later: counting, scanning and watching end, and neither list nor count what may not be there.
+#[test]
+fn keys_with_an_expiry_that_were_on_their_way_when_the_flush_failed_are_let_go_of() {
+    let expiring = |value: &[u8], at| Action::Set {
+        value: value.to_vec().into(),
+        expiry: Expiry::At(at),
+        condition: None,
+        reply: SetReply::Ok,
+    };
+    let disk = SimDisk::new(config(), 1);
+    format(&disk, SHARDS, 1);
+    let mut node = boot(&disk).expect("a fresh disk boots");
+    let now = node.clock.unix_ms;
+    let (new, old, kept) = (key(0, 0), key(0, 1), key(0, 2));
+    for (key, action) in [(&old, expiring(b"old", now + 50)), (&kept, set(b"kept"))] {
+        let done = node.run(&disk, Request::Single(key.clone(), action));
+        assert_eq!(done, Some(Outcome::Reply(Reply::Ok)));
+    }
+    disk.inject(Fault { nth: 0, op: FaultOp::Flush, kind: FaultKind::Error(Keep::None), sticky: true });
+    node.start(1, Request::Single(new, expiring(b"new", now + 50)));
+    node.start(2, Request::Single(old.clone(), Action::Delete));
+    let mut unknown = 0;
+    for _ in 0..POLLS_MAX {
+        node.step();
+        for (_, outcome) in node.take_done() {
+            assert!(matches!(outcome, Outcome::Reply(Reply::Error(OpError::OutcomeUnknown { .. }))));
+            unknown += 1;
+        }
+        if unknown == 2 {
+            break;
+        }
+    }
+    assert_eq!(unknown, 2, "both are answered");
+    node.clock.unix_ms += 1_000;
+    node.clock.monotonic_us += 1_000_000;
+    node.step();
+    assert!(matches!(node.run(&disk, Request::Watch(old)), Some(Outcome::Watching(_))));
+    for request in [Request::Count, Request::Keys] {
+        let outcome = node.run(&disk, request.clone());
+        assert!(
+            matches!(outcome, Some(Outcome::Done(Err(OpError::OutcomeUnknown { .. })))),
+            "{request:?} answers {outcome:?}"
+        );
+    }
+    let outcome = node.run(&disk, Request::Single(kept, Action::Get));
+    assert_eq!(outcome, Some(Outcome::Reply(Reply::Bulk("kept".into()))), "reads go on");
+}

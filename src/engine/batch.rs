@@ -22,6 +22,7 @@ use super::op::{
     Answer, BatchId, BatchOutcome, HoldId, Key, KeyEffect, OpError, Reply, ShardId, ShardOp, WatchedKey,
 };
 use crate::format::slot::shard_of;
+use crate::limits::BATCH_VALUES_SIZE_MAX;
 
 /// How far a batch is.
 #[derive(Debug, PartialEq)]
@@ -71,6 +72,8 @@ pub struct Batch {
     left: usize,
     dirty: bool,
     needs_values: bool,
+    /// Bytes of the values that were read.
+    values_size: u64,
     failure: Option<OpError>,
     replies: Vec<Reply>,
     value_size_max: u64,
@@ -116,6 +119,7 @@ impl Batch {
             left: 0,
             dirty: false,
             needs_values,
+            values_size: 0,
             failure: None,
             replies: Vec::new(),
             value_size_max,
@@ -150,6 +154,7 @@ impl Batch {
                 self.dirty |= dirty;
                 if let Some(one) = self.participants.get_mut(&shard) {
                     one.hold = Some(hold);
+                    self.values_size += current.iter().flatten().flatten().map(|one| one.size).sum::<u64>();
                     self.states.extend(one.keys.iter().cloned().zip(current));
                 }
                 if self.failure.is_none() && !self.dirty && self.lock_next(Some(shard), send) {
@@ -198,7 +203,9 @@ impl Batch {
         let next = self.participants.iter().find(|(shard, _)| last.is_none_or(|last| **shard > last));
         let Some((shard, one)) = next else { return false };
         let (keys, watched) = (one.keys.clone(), one.watched.clone());
-        send(*shard, ShardOp::Lock { keys, watched, values: self.needs_values });
+        let values_size_max =
+            self.needs_values.then(|| BATCH_VALUES_SIZE_MAX.saturating_sub(self.values_size));
+        send(*shard, ShardOp::Lock { keys, watched, values_size_max });
         self.left = 1;
         true
     }

@@ -15,6 +15,7 @@ pub mod action;
 pub mod allocator;
 pub mod batch;
 pub mod check;
+pub mod clear;
 mod commit;
 pub mod device_format;
 pub mod durability;

@@ -54,6 +54,14 @@ pub enum OpError {
         /// Bytes allowed.
         size_max: u64,
     },
+    /// What one command or transaction reads or makes is longer than the node holds for one.
+    #[error(
+        "ERR the values that one command or transaction reads or makes are longer than {size_max} bytes together: ask for fewer at a time"
+    )]
+    ValuesTooLarge {
+        /// Bytes allowed.
+        size_max: u64,
+    },
     /// No free extent is left for new data.
     #[error("OOM device is full: delete keys, or move to a larger device; reads and deletes go on")]
     DeviceFull,
@@ -148,8 +156,9 @@ pub enum ShardOp {
         keys: Vec<Key>,
         /// Versions that must still hold.
         watched: Vec<WatchedKey>,
-        /// Whether values are needed, or only existence and expiry.
-        values: bool,
+        /// How many bytes of values may be read; `None` when only existence and expiry are needed. A key whose value does not
+        /// fit any more has an error instead.
+        values_size_max: Option<u64>,
     },
     /// Logs a batch's effects on held keys. Answer: `Done` when durable (by the mode), or `Failed`.
     Prepare {
@@ -188,7 +197,9 @@ pub enum ShardOp {
     },
     /// Counts keys. Answer: `Count`.
     Count,
-    /// Drops every key of the shard, as a logged record. Answer: `Done` when durable.
+    /// Lets nothing in any more that takes keys, until `Clear`. Answer: `Done` once nothing holds a key.
+    Close,
+    /// Drops every key of the shard, as a logged record, and opens it again if it was closed. Answer: `Done` when durable.
     Clear,
     /// Makes everything logged so far durable, whatever the mode. Answer: `Done`.
     Sync,

@@ -17,7 +17,7 @@ use super::reads::ReadFor;
 use super::shard::Hold;
 use crate::device::Device;
 use crate::format::record::{BatchMark, Record, RecordType};
-use crate::limits::KEY_SIZE_MAX;
+use crate::limits::{BATCH_VALUES_SIZE_MAX, KEY_SIZE_MAX};
 
 /// An operation that waits.
 pub(super) struct Operation {
@@ -44,12 +44,16 @@ pub(super) enum State {
     Commit { batch: BatchId, participant_count: u16 },
     /// Waits at the gate until nothing holds a key.
     Clear,
+    /// Waits at the gate until nothing holds a key, to be told of it.
+    Close,
+    /// Keeps the gate closed until its Clear comes.
+    Closed,
 }
 
 pub(super) struct LockState {
     keys: Vec<Key>,
     watched: Vec<WatchedKey>,
-    values: bool,
+    values_size_max: Option<u64>,
     /// Keys before this one are held.
     next: usize,
 }
@@ -95,8 +99,8 @@ impl<D: Device> Engine<D> {
     pub(super) fn admit(&mut self, at: usize, token: u64, op: ShardOp, clock: Clock) {
         match op {
             ShardOp::Key { key, action } => self.enter_key(at, token, key, action, clock),
-            ShardOp::Lock { keys, watched, values } => {
-                let lock = Box::new(LockState { keys, watched, values, next: 0 });
+            ShardOp::Lock { keys, watched, values_size_max } => {
+                let lock = Box::new(LockState { keys, watched, values_size_max, next: 0 });
                 if self.shards[at].gate.is_empty() {
                     self.go_on_locking(at, token, lock, clock);
                 } else {
@@ -113,9 +117,23 @@ impl<D: Device> Engine<D> {
                 self.enter_log(at, token, State::Commit { batch, participant_count }, clock);
             }
             ShardOp::Release { hold, outcome } => self.release_hold(token, hold, outcome, clock),
-            ShardOp::Clear => {
-                let id = self.suspend(at, token, State::Clear);
+            ShardOp::Close => {
+                let id = self.suspend(at, token, State::Close);
                 self.shards[at].gate.push_back(id);
+                self.open_gate(at, clock);
+            }
+            ShardOp::Clear => {
+                let first = self.shards[at].gate.front().and_then(|id| self.operations.get_mut(*id));
+                match first {
+                    // Whoever closed the gate is who clears: others wait behind it.
+                    Some(first) if matches!(first.state, State::Closed) => {
+                        (first.token, first.state) = (token, State::Clear);
+                    }
+                    _ => {
+                        let id = self.suspend(at, token, State::Clear);
+                        self.shards[at].gate.push_back(id);
+                    }
+                }
                 self.open_gate(at, clock);
             }
             ShardOp::Watch { key } => {
@@ -133,6 +151,9 @@ impl<D: Device> Engine<D> {
             // What may be missing can be neither listed nor counted.
             ShardOp::Scan { .. } | ShardOp::Count if self.shards[at].is_in_doubt() => {
                 self.answers.push((token, Answer::Failed(self.shards[at].doubt_error())));
+            }
+            ShardOp::Scan { .. } | ShardOp::Count if self.shards[at].has_unknown() => {
+                self.answers.push((token, Answer::Failed(self.outcome_unknown())));
             }
             ShardOp::Scan { cursor, count } => {
                 let (cursor, keys) = self.shards[at].scan(cursor, count, clock.unix_ms);
@@ -253,11 +274,12 @@ impl<D: Device> Engine<D> {
     }
 
     fn unknown_error(&self, at: usize, key: &Key) -> Option<OpError> {
-        if !self.shards[at].is_unknown(key) {
-            return None;
-        }
+        self.shards[at].is_unknown(key).then(|| self.outcome_unknown())
+    }
+
+    fn outcome_unknown(&self) -> OpError {
         let detail = self.committer.poisoned().map_or_else(String::new, |error| error.to_string());
-        Some(OpError::OutcomeUnknown { detail })
+        OpError::OutcomeUnknown { detail }
     }
 
     /// The value that `Reading` waited for is there, or can't be had.
@@ -461,15 +483,21 @@ impl<D: Device> Engine<D> {
     /// Runs a Clear once nothing holds a key or waits for room, then lets those in who came after it.
     pub(super) fn open_gate(&mut self, at: usize, clock: Clock) {
         while let Some(id) = self.shards[at].gate.front().copied() {
-            let is_clear = self.operations.get(id).is_some_and(|op| matches!(op.state, State::Clear));
-            if !is_clear {
-                self.shards[at].gate.pop_front();
-                self.resume(id, clock);
-                continue;
-            }
-            let shard = &self.shards[at];
-            if !shard.holds.is_empty() || !shard.stalled.is_empty() {
-                return;
+            let is_free = self.shards[at].holds.is_empty() && self.shards[at].stalled.is_empty();
+            match self.operations.get_mut(id) {
+                Some(Operation { state: State::Closed, .. }) => return,
+                Some(Operation { state: State::Clear | State::Close, .. }) if !is_free => return,
+                Some(Operation { state: State::Clear, .. }) => {}
+                Some(Operation { state: state @ State::Close, token, .. }) => {
+                    *state = State::Closed;
+                    self.answers.push((*token, Answer::Done));
+                    return;
+                }
+                _ => {
+                    self.shards[at].gate.pop_front();
+                    self.resume(id, clock);
+                    continue;
+                }
             }
             let record = Record {
                 kind: RecordType::Clear,
@@ -516,7 +544,8 @@ impl<D: Device> Engine<D> {
     }
 
     fn read_locked(&mut self, at: usize, token: u64, lock: LockState, clock: Clock) {
-        let LockState { keys, watched, values, .. } = lock;
+        let LockState { keys, watched, values_size_max, .. } = lock;
+        let mut left = values_size_max.unwrap_or(0);
         let mut depends_on = 0;
         let mut wanted = Vec::new();
         let mut current = Vec::with_capacity(keys.len());
@@ -528,7 +557,19 @@ impl<D: Device> Engine<D> {
             }
             let lookup = self.shards[at].lookup(key, clock.unix_ms);
             depends_on = depends_on.max(lookup.depends_on);
-            if values && let Some(entry) = lookup.entry {
+            if values_size_max.is_some() {
+                let size = lookup.current.as_ref().map_or(0, |current| current.size);
+                match left.checked_sub(size) {
+                    Some(rest) => left = rest,
+                    None => {
+                        current.push(Err(OpError::ValuesTooLarge { size_max: BATCH_VALUES_SIZE_MAX }));
+                        continue;
+                    }
+                }
+            }
+            if values_size_max.is_some()
+                && let Some(entry) = lookup.entry
+            {
                 wanted.push((index, key.clone(), entry));
             }
             current.push(Ok(lookup.current));

@@ -106,7 +106,7 @@ pub(super) struct Shard {
     pub(super) holds: KeyMap<Hold>,
     /// Operations that wait for room in the log, in order.
     pub(super) stalled: VecDeque<usize>,
-    /// Operations that wait behind a Clear; the Clear is the first.
+    /// Operations that wait behind a Clear or Close; that is the first.
     pub(super) gate: VecDeque<usize>,
     pub(super) log: ShardLog,
     places: BTreeMap<u32, Place>,
@@ -212,6 +212,11 @@ impl Shard {
         self.unknown_all || (!self.unknown.is_empty() && self.unknown.contains_key(key))
     }
 
+    /// Whether there is a key whose outcome is unknown until a restart.
+    pub(super) fn has_unknown(&self) -> bool {
+        self.unknown_all || !self.unknown.is_empty()
+    }
+
     /// Whether records were lost that may concern keys of this shard.
     pub(super) fn is_in_doubt(&self) -> bool {
         self.doubt.is_any()
@@ -285,6 +290,10 @@ impl Shard {
                 self.expiries.remove(&expiry);
             }
         } else if let Some(entry) = self.index.remove(self.hash(key), key) {
+            // It was no older than what was lost, so that it is known to have been the last.
+            if self.doubt.below > 0 && entry.sequence >= self.doubt.below {
+                self.doubt.known_absent.insert(key.clone());
+            }
             self.live -= 1;
             self.live_bytes -= u64::from(entry.size);
             self.expiries.remove(&(entry.expires_at_ms, key.clone()));
@@ -407,7 +416,16 @@ impl Shard {
 
     /// After a failed write or flush: what was pending may or may not be there after a restart.
     pub(super) fn poison(&mut self) {
-        for (key, _) in self.pending.drain() {
+        let pending: Vec<(Key, Pending)> = self.pending.drain().collect();
+        for (key, pending) in pending {
+            if pending.value.is_some() && !pending.reaped {
+                self.live -= 1;
+                self.expiries.remove(&(pending.expires_at_ms, key.clone()));
+            }
+            // What it replaces is no more known to be there than it is itself.
+            if let Some(entry) = self.index.remove(pending.hash, &key) {
+                self.live_bytes -= u64::from(entry.size);
+            }
             self.unknown.insert(key, ());
         }
         self.unknown_all |= self.clear_frame > self.durable_frame;

@@ -1,5 +1,7 @@
 //! What a connection remembers between commands: its protocol, its name, its open transaction, its watches.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 
 use super::backend::Backend;
@@ -101,8 +103,8 @@ impl Session {
 
     /// Those of the keys that are not watched yet, each once: a watch keeps the oldest version.
     pub fn not_watched(&self, keys: Vec<Key>) -> Vec<Key> {
-        let mut keys: Vec<Key> =
-            keys.into_iter().filter(|key| !self.watched.iter().any(|w| w.key == *key)).collect();
+        let watched: BTreeSet<&Key> = self.watched.iter().map(|watched| &watched.key).collect();
+        let mut keys: Vec<Key> = keys.into_iter().filter(|key| !watched.contains(key)).collect();
         keys.sort_unstable();
         keys.dedup();
         keys

@@ -16,6 +16,7 @@ use super::{ShardAnswer, ShardRequest, info};
 use crate::device::Device;
 use crate::engine::Engine;
 use crate::engine::batch::Batch;
+use crate::engine::clear::ClearAll;
 use crate::engine::op::{Answer, BatchId, Clock, Key, ShardId, ShardOp, WatchedKey};
 use crate::format::slot::shard_of;
 use crate::limits::{MAILBOX_RING_CAPACITY, NODE_TASKS_MAX};
@@ -577,7 +578,16 @@ impl<D: Device> Backend for Core<D> {
                 Started::Later
             }
             Request::DbSize => self.on_every_shard(origin, GatherReply::Sum, || ShardOp::Count),
-            Request::FlushAll => self.on_every_shard(origin, GatherReply::Ok, || ShardOp::Clear),
+            Request::FlushAll => {
+                let mut sends = Vec::new();
+                let shard_count = self.shared.superblock.shard_count;
+                let clear = ClearAll::start(shard_count, &mut |shard, op| sends.push((shard, op)));
+                let id = self.tasks.insert(Task::Clear { origin, clear });
+                for (shard, op) in sends {
+                    self.send_step(shard, tag(0, shard.0, id), op);
+                }
+                Started::Later
+            }
             Request::Save { background: false } => {
                 self.on_every_shard(origin, GatherReply::Saved, || ShardOp::Sync)
             }

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use crate::engine::batch::{Batch, BatchReply, Progress};
+use crate::engine::clear::ClearAll;
 use crate::engine::op::{Answer, Key, OpError, Reply, ShardId, ShardOp, WatchedKey};
 use crate::net::glob;
 use crate::net::resp::Response;
@@ -24,6 +25,8 @@ pub(super) enum Task {
     Watch { origin: Origin, watched: Vec<WatchedKey>, left: usize },
     /// The same on every shard, or on some.
     Gather { origin: Origin, left: usize, sum: u64, error: Option<OpError>, reply: GatherReply },
+    /// FLUSHALL.
+    Clear { origin: Origin, clear: ClearAll },
     /// SCAN and KEYS: shard after shard.
     Walk(Box<Walk>),
 }
@@ -206,6 +209,11 @@ impl Task {
                 };
                 complete(*origin, response)
             }
+            Task::Clear { origin, clear } => match clear.on_answer(answer, send) {
+                None => Step::Waiting,
+                Some(Ok(())) => complete(*origin, Response::Ok),
+                Some(Err(error)) => complete(*origin, Response::from(Reply::Error(error))),
+            },
             Task::Walk(walk) => match answer {
                 Answer::Scanned { cursor, keys } => match walk.on_scanned(cursor, keys, shard_count) {
                     Ok((shard, op)) => Step::Send(shard, op),

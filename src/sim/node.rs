@@ -13,6 +13,7 @@ use crate::device::sim::{SimDevice, SimDisk};
 use crate::engine::action::{Action, Command};
 use crate::engine::allocator::Allocator;
 use crate::engine::batch::{Batch, BatchReply, Progress};
+use crate::engine::clear::ClearAll;
 use crate::engine::device_format::{self, FormatOptions, OpenError};
 use crate::engine::durability::Durability;
 use crate::engine::op::{Answer, BatchId, Clock, Key, OpError, Reply, ShardId, ShardOp, WatchedKey};
@@ -79,8 +80,13 @@ enum TaskKind {
     Watch,
     Batch(Box<Batch>),
     Count(u64),
-    Clear(Option<OpError>),
-    Keys { shard: u16, found: Vec<Key> },
+    /// The same on some shards.
+    Each(Option<OpError>),
+    Clear(ClearAll),
+    Keys {
+        shard: u16,
+        found: Vec<Key>,
+    },
 }
 
 struct Message {
@@ -242,21 +248,25 @@ impl SimNode {
                 self.after_batch(task, sends, progress);
                 // The watches end with the batch; the messages come behind its own.
                 for (shard, keys) in by_shard {
-                    let task = self.add(u64::MAX, 1, TaskKind::Clear(None));
+                    let task = self.add(u64::MAX, 1, TaskKind::Each(None));
                     self.post(shard, 0, task, ShardOp::Unwatch { keys });
                 }
             }
-            Request::Count | Request::Clear | Request::Sync => {
-                let kind = if matches!(request, Request::Count) {
-                    TaskKind::Count(0)
-                } else {
-                    TaskKind::Clear(None)
-                };
+            Request::Clear => {
+                let mut sends = Vec::new();
+                let clear = ClearAll::start(shards, &mut |shard, op| sends.push((shard, op)));
+                let task = self.add(id, 0, TaskKind::Clear(clear));
+                for (shard, op) in sends {
+                    self.post(shard, shard.0, task, op);
+                }
+            }
+            Request::Count | Request::Sync => {
+                let kind =
+                    if matches!(request, Request::Count) { TaskKind::Count(0) } else { TaskKind::Each(None) };
                 let task = self.add(id, usize::from(shards), kind);
                 for shard in (0..shards).map(ShardId) {
                     let op = match request {
                         Request::Count => ShardOp::Count,
-                        Request::Clear => ShardOp::Clear,
                         _ => ShardOp::Sync,
                     };
                     self.post(shard, 0, task, op);
@@ -321,6 +331,16 @@ impl SimNode {
                     batch.on_answer(ShardId(part), answer, now_ms, &mut |shard, op| sends.push((shard, op)));
                 self.after_batch(task_id, sends, progress);
             }
+            (TaskKind::Clear(clear), answer) => {
+                let mut sends = Vec::new();
+                let done = clear.on_answer(answer, &mut |shard, op| sends.push((shard, op)));
+                for (shard, op) in sends {
+                    self.post(shard, shard.0, task_id, op);
+                }
+                if let Some(result) = done {
+                    self.finish(task_id, Outcome::Done(result));
+                }
+            }
             (TaskKind::Single, Answer::Reply(reply)) => self.finish(task_id, Outcome::Reply(reply)),
             (TaskKind::Watch, Answer::Watching { version }) => {
                 self.finish(task_id, Outcome::Watching(version))
@@ -332,7 +352,7 @@ impl SimNode {
                     self.finish(task_id, Outcome::Count(sum));
                 }
             }
-            (TaskKind::Clear(error), answer) => {
+            (TaskKind::Each(error), answer) => {
                 if let Answer::Failed(one) = answer {
                     error.get_or_insert(one);
                 }

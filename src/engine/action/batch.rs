@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use super::{Action, Command, Fold, Need, is_expired};
 use crate::engine::op::{Current, Key, KeyEffect, OpError, Reply};
+use crate::limits::BATCH_VALUES_SIZE_MAX;
 
 /// What a key holds, as `Answer::Locked` gives it: a key whose record cannot be read has an error instead.
 pub type KeyState = Result<Option<Current>, OpError>;
@@ -34,17 +35,34 @@ pub fn run_commands(
     now_ms: u64,
     size_max: u64,
 ) -> (Vec<Reply>, Vec<(Key, KeyEffect)>) {
-    let mut run = Run { states, first: BTreeMap::new(), order: Vec::new(), now_ms, size_max };
+    let states_size = states.values().map(value_size).sum();
+    let (first, order) = (BTreeMap::new(), Vec::new());
+    let mut run = Run { states, first, order, states_size, replies_size: 0, now_ms, size_max };
     let replies = commands.into_iter().map(|command| run.command(command)).collect();
     let effects = run.effects();
     (replies, effects)
 }
+
+/// Bytes of a value that is in memory.
+fn value_size(state: &KeyState) -> u64 {
+    match state {
+        Ok(Some(Current { value: Some(value), .. })) => value.len() as u64,
+        _ => 0,
+    }
+}
+
+/// What the arguments and the values read come to at most. More is only made by growing values (SETRANGE) out of nothing.
+const STATES_SIZE_MAX: u64 = 2 * BATCH_VALUES_SIZE_MAX;
 
 struct Run<'a> {
     states: &'a mut BTreeMap<Key, KeyState>,
     /// Whether a changed key was there before the batch; a key that could not be read counts as there.
     first: BTreeMap<Key, bool>,
     order: Vec<Key>,
+    /// Bytes of values in the states now.
+    states_size: u64,
+    /// Bytes of values in the replies so far.
+    replies_size: u64,
     now_ms: u64,
     size_max: u64,
 }
@@ -65,6 +83,7 @@ impl Run<'_> {
             }
         }
         let mut undo: Vec<(Key, KeyState)> = Vec::new();
+        let states_size = self.states_size;
         let mut replies = Vec::with_capacity(actions.len());
         for (key, action) in actions {
             match self.action(&key, action, &mut undo) {
@@ -73,6 +92,7 @@ impl Run<'_> {
                     for (key, state) in undo.into_iter().rev() {
                         self.states.insert(key, state);
                     }
+                    self.states_size = states_size;
                     return Reply::Error(error);
                 }
             }
@@ -100,6 +120,14 @@ impl Run<'_> {
             Err(error) => return Err(error.clone()),
         };
         let outcome = action.apply(current, self.now_ms, self.size_max)?;
+        // A value is held once however often it is named; its replies are not.
+        if let Reply::Bulk(value) = &outcome.reply {
+            let size = self.replies_size + value.len() as u64;
+            if size > BATCH_VALUES_SIZE_MAX {
+                return Err(OpError::ValuesTooLarge { size_max: BATCH_VALUES_SIZE_MAX });
+            }
+            self.replies_size = size;
+        }
         if let Some(effect) = outcome.effect {
             let next = match effect {
                 KeyEffect::Delete => None,
@@ -107,8 +135,16 @@ impl Run<'_> {
                     Some(Current { expires_at_ms, size: value.len() as u64, value: Some(value) })
                 }
             };
+            let next = Ok(next);
+            // The state may be shown as absent because it has expired; what is in memory counts.
+            let before = self.states.get(key).map_or(0, value_size);
+            let states_size = self.states_size - before + value_size(&next);
+            if states_size > STATES_SIZE_MAX {
+                return Err(OpError::ValuesTooLarge { size_max: STATES_SIZE_MAX });
+            }
+            self.states_size = states_size;
             undo.push((key.clone(), state));
-            self.states.insert(key.clone(), Ok(next));
+            self.states.insert(key.clone(), next);
         }
         Ok(outcome.reply)
     }
@@ -267,6 +303,33 @@ mod tests {
         );
         assert_eq!(replies, [Reply::Int(2), Reply::Int(1), Reply::Simple("PONG")]);
         assert_eq!(effects, [(key("a"), KeyEffect::Delete)]);
+    }
+
+    #[test]
+    fn replies_and_values_made_out_of_nothing_are_bounded() {
+        const SIZE: usize = 16 << 20;
+        let mut states = BTreeMap::new();
+        states.insert(
+            key("long"),
+            Ok(Some(Current { expires_at_ms: 0, size: SIZE as u64, value: Some(vec![0; SIZE].into()) })),
+        );
+        let (replies, _) =
+            run_commands(vec![one("long", Action::Get); 6], &mut states.clone(), NOW, SIZE as u64);
+        let refused = |reply: &Reply| matches!(reply, Reply::Error(OpError::ValuesTooLarge { .. }));
+        assert_eq!(replies.iter().map(refused).collect::<Vec<_>>(), [false, false, false, false, true, true]);
+        let grow = |at: usize| {
+            let patch = Action::SetRange { offset: SIZE as u64 - 1, value: key("x") };
+            one(&format!("grown:{at}"), patch)
+        };
+        let commands = (0..20).map(grow).chain([one("long", Action::Delete), grow(20)]).collect();
+        let (replies, effects) = run_commands(commands, &mut states, NOW, SIZE as u64);
+        assert_eq!(
+            replies.iter().filter(|reply| refused(reply)).count(),
+            13,
+            "7 beside the one that is there"
+        );
+        assert!(!refused(&replies[21]), "a deleted value makes room");
+        assert_eq!(effects.len(), 7 + 1 + 1);
     }
 
     #[test]

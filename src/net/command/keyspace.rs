@@ -1,7 +1,10 @@
 //! Commands on keys whatever they hold, and on all keys together.
 
+use bytes::Bytes;
+
 use super::{Call, Fail, NOT_AN_INTEGER, Plan, SYNTAX};
 use crate::engine::action::{Action, Fold};
+use crate::limits::PATTERN_SIZE_MAX;
 use crate::net::request::Request;
 
 /// Keys that one SCAN looks at when it does not say.
@@ -26,14 +29,21 @@ pub fn dbsize(_: &Call<'_>) -> Result<Plan, Fail> {
     Ok(Plan::Global(Request::DbSize))
 }
 
+fn pattern(pattern: &Bytes) -> Result<Bytes, Fail> {
+    match pattern.len() {
+        ..=PATTERN_SIZE_MAX => Ok(pattern.clone()),
+        size => Err(format!("ERR pattern of {size} bytes is longer than {PATTERN_SIZE_MAX} bytes").into()),
+    }
+}
+
 pub fn keys(call: &Call<'_>) -> Result<Plan, Fail> {
-    Ok(Plan::Global(Request::Keys { pattern: call.args[1].clone() }))
+    Ok(Plan::Global(Request::Keys { pattern: pattern(&call.args[1])? }))
 }
 
 pub fn scan(call: &Call<'_>) -> Result<Plan, Fail> {
     let digits = std::str::from_utf8(&call.args[1]).ok().filter(|text| !text.starts_with('+'));
     let cursor: u64 = digits.and_then(|text| text.parse().ok()).ok_or("ERR invalid cursor")?;
-    let (mut count, mut pattern, mut type_filter) = (SCAN_COUNT_DEFAULT, None, None);
+    let (mut count, mut filter, mut type_filter) = (SCAN_COUNT_DEFAULT, None, None);
     for at in (2..call.args.len()).step_by(2) {
         let Some(argument) = call.args.get(at + 1) else { return Err(SYNTAX) };
         if call.is(at, "COUNT") {
@@ -43,14 +53,14 @@ pub fn scan(call: &Call<'_>) -> Result<Plan, Fail> {
             }
             count = usize::try_from(number).map_err(|_| NOT_AN_INTEGER)?.min(SCAN_COUNT_MAX);
         } else if call.is(at, "MATCH") {
-            pattern = Some(argument.clone());
+            filter = Some(pattern(argument)?);
         } else if call.is(at, "TYPE") {
             type_filter = Some(argument.clone());
         } else {
             return Err(SYNTAX);
         }
     }
-    Ok(Plan::Global(Request::Scan { cursor, count, pattern, type_filter }))
+    Ok(Plan::Global(Request::Scan { cursor, count, pattern: filter, type_filter }))
 }
 
 pub fn flush(call: &Call<'_>) -> Result<Plan, Fail> {
