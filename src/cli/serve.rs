@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -184,12 +185,24 @@ fn summary<N: Namespace>(opened: &Opened<N>) -> String {
     )
 }
 
-/// The first signal stops the node cleanly; the second one ends the process at once, as somebody who insists expects.
+/// A signal that comes so soon after the first is the same wish: supervisors send it to a process and to its group.
+const SIGNAL_GRACE: Duration = Duration::from_millis(500);
+
+/// The first signal stops the node cleanly; a later one ends the process at once, as somebody who insists expects.
 fn stop_on_signals(node: &Node, mut signals: Signals) {
     let stop = node.stop_sender();
     std::thread::spawn(move || {
-        for (count, _) in signals.forever().enumerate() {
-            if count > 0 || stop.send(true).is_err() {
+        let mut first: Option<Instant> = None;
+        for _ in signals.forever() {
+            match first {
+                Some(at) if at.elapsed() < SIGNAL_GRACE => continue,
+                Some(_) => {
+                    note("ending at once: what was not yet acknowledged may be lost");
+                    std::process::exit(1);
+                }
+                None => first = Some(Instant::now()),
+            }
+            if stop.send(true).is_err() {
                 std::process::exit(1);
             }
             note("stopping: finishing what was taken (a second signal ends at once)");

@@ -63,7 +63,7 @@ pub enum OpError {
         size_max: u64,
     },
     /// No free extent is left for new data.
-    #[error("OOM device is full: delete keys, or move to a larger device; reads and deletes go on")]
+    #[error("OOM device is full: new data needs a larger device; reads and deletes go on")]
     DeviceFull,
     /// Even the space reserved for deletes is used up.
     #[error(

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::{Check, Scope};
+use crate::cli::format::SIZE_DEFAULT;
 use crate::device::file::{DEVICE_SIZE_MIN, DirectIo, FileOptions};
 use crate::device::sync::SyncNamespace;
 use crate::device::uring::UringNamespace;
@@ -29,6 +30,8 @@ pub(super) struct FileProbe {
     pub(super) uring: Result<(), Refusal>,
     /// Through `sync`, which `serve` takes where io_uring is forbidden, with what it had to say.
     pub(super) sync: Result<Vec<String>, String>,
+    /// Bytes that are free there.
+    pub(super) free_size: Option<u64>,
 }
 
 /// Why io_uring did not do.
@@ -55,11 +58,12 @@ pub(super) fn probe(directory: &Path) -> FileProbe {
     let sync = SyncNamespace::open(&path, &options(DirectIo::Preferred));
     let sync = sync.map(|namespace| namespace.notes().to_vec()).map_err(|error| error.to_string());
     let _ = std::fs::remove_file(&path);
-    FileProbe { directory: directory.display().to_string(), uring, sync }
+    let free_size = rustix::fs::statvfs(directory).ok().map(|fs| fs.f_bavail * fs.f_frsize);
+    FileProbe { directory: directory.display().to_string(), uring, sync, free_size }
 }
 
 pub(super) fn checks(system: &System, file: &FileProbe) -> Vec<Check> {
-    let mut checks = vec![image(file), io_uring(system, file)];
+    let mut checks = vec![image(file), space(file), io_uring(system, file)];
     checks.extend([memory(system), open_files(system), cpu(system)]);
     checks
 }
@@ -91,6 +95,30 @@ fn image(file: &FileProbe) -> Check {
             scope,
             format!("no image can be made in {at}: {why}"),
             "start where you may write, or name another place with `basalt doctor --directory PATH`",
+        ),
+    }
+}
+
+/// Whether an image of the default size, which is allocated in whole, fits.
+fn space(file: &FileProbe) -> Check {
+    let (name, scope, at) = ("free space", Scope::File, &file.directory);
+    let wanted = size::show(SIZE_DEFAULT);
+    match file.free_size {
+        Some(free) if free < SIZE_DEFAULT => Check::warn(
+            name,
+            scope,
+            format!(
+                "{at} has {} free, and `basalt serve` makes an image of {wanted} where there is none",
+                size::show(free)
+            ),
+            "name a smaller one, such as `--size 512MiB`, or make room",
+        ),
+        Some(free) => Check::ok(name, scope, format!("{at} has {} free for an image", size::show(free))),
+        None => Check::warn(
+            name,
+            scope,
+            format!("it is not known how much {at} has free"),
+            format!("see that there is room for an image, {wanted} unless `--size` says otherwise"),
         ),
     }
 }

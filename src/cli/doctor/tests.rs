@@ -5,7 +5,7 @@ use super::*;
 use crate::pci::fake::Machine;
 
 fn good_file() -> FileProbe {
-    FileProbe { directory: "here".into(), uring: Ok(()), sync: Ok(Vec::new()) }
+    FileProbe { directory: "here".into(), uring: Ok(()), sync: Ok(Vec::new()), free_size: Some(8 << 30) }
 }
 
 /// A machine on which nothing is missing.
@@ -155,10 +155,24 @@ fn drives_are_told_apart_by_what_keeps_them() {
 }
 
 #[test]
+fn an_image_that_does_not_fit_is_foretold() {
+    let with = |free_size| FileProbe { free_size, ..good_file() };
+    for (free, status, part) in [
+        (Some(8 << 30), Status::Ok, "8.0 GiB free"),
+        (Some((4 << 30) - 1), Status::Warn, "an image of 4.0 GiB"),
+        (None, Status::Warn, "not known"),
+    ] {
+        let (found, text) = worst(&all(&good(), &with(free), false), "free space");
+        assert_eq!(found, status, "{free:?}: {text}");
+        assert!(text.contains(part), "{free:?}: {text}");
+    }
+}
+
+#[test]
 fn what_a_file_needs_decides() {
     let refused = |why: &str| Err(Refusal::File(why.to_owned()));
     let no_ring = || Err(Refusal::NoRing("forbidden".into()));
-    let at = |uring, sync| FileProbe { directory: "here".into(), uring, sync };
+    let at = |uring, sync| FileProbe { directory: "here".into(), uring, sync, free_size: Some(8 << 30) };
     for (file, name, status, words) in [
         (
             at(refused("refuses O_DIRECT"), Ok(vec!["slow".into()])),
