@@ -274,6 +274,8 @@ fn format_refuses_another_basalt_device_and_force_means_it() {
     assert_eq!(call!(node.client(), "SET", "k", "v"), Reply::ok());
     node.stop();
     format_refuses(&path, &["basalt"]);
+    basalt(&["format", "--device", path_text(&path), "--size", "64MiB"])
+        .expect_code(3, "the very command that made it, again");
     let node = Options::new(&path).start();
     assert_eq!(call!(node.client(), "GET", "k"), Reply::bulk("v"), "a refused format leaves the data");
     let busy = basalt(&["format", "--device", path_text(&path), "--force"]);

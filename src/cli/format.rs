@@ -51,14 +51,6 @@ fn format_device(args: &FormatArgs) -> Result<(Superblock, &'static str), Failur
         let size = args.size.unwrap_or(SIZE_DEFAULT);
         return create(path, size, args.shards, &args.label).map_err(|text| (Exit::Failed, text));
     }
-    if let Some(size) = args.size {
-        let text = format!(
-            "{} exists, so its size is what it is: leave out --size {}, or remove the file first",
-            path.display(),
-            size::show(size)
-        );
-        return Err((Exit::Usage, text));
-    }
     let namespace = device_path::open(path, None, None).map_err(|error| device_failure(&error))?;
     with_namespace!(&namespace, namespace => {
         let found = device_path::findings(namespace).map_err(|text| {
@@ -71,6 +63,14 @@ fn format_device(args: &FormatArgs) -> Result<(Superblock, &'static str), Failur
                 path.display()
             );
             return Err((Exit::Refused, text));
+        }
+        if let Some(size) = args.size {
+            let text = format!(
+                "{} exists, so its size is what it is: leave out --size {}, or remove the file first",
+                path.display(),
+                size::show(size)
+            );
+            return Err((Exit::Usage, text));
         }
         for one in &found {
             note(format!("overwriting {one}"));

@@ -7,6 +7,9 @@
 //! - A key is in the pending set exactly while its newest record's frame is not written.
 //! - An operation that must wait between reading a key and writing it holds the key; whoever comes next waits in line.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::BuildHasher;
 use std::sync::Arc;

@@ -21,7 +21,7 @@
 
 use super::layout::{Layout, SUPERBLOCK_COPIES};
 use super::{FormatError, Reader};
-use crate::limits::SHARD_COUNT_MAX;
+use crate::limits::{EXTENT_SIZE_MIN, SHARD_COUNT_MAX};
 
 /// Bytes of one copy.
 pub const SUPERBLOCK_SIZE: usize = 4096;
@@ -134,8 +134,8 @@ impl Superblock {
             return Err(field("block size", u64::from(block_size)));
         }
         let extent_size = reader.u64()?;
-        if !extent_size.is_power_of_two() || extent_size > 1 << 30 || extent_size < u64::from(block_size) * 4
-        {
+        // The bound below is what every key fits; sizes of records and values are computed from it.
+        if !extent_size.is_power_of_two() || !(EXTENT_SIZE_MIN..=1 << 30).contains(&extent_size) {
             return Err(field("extent size", extent_size));
         }
         let extent_count = reader.u32()?;
@@ -152,8 +152,15 @@ impl Superblock {
         }
         reader.u64()?;
         let generation = reader.u64()?;
+        if generation == u64::MAX {
+            return Err(field("generation", generation));
+        }
         let parent = reader.u32()?;
         let boot = reader.u64()?;
+        // The upper half of an epoch.
+        if boot >= u64::from(u32::MAX) {
+            return Err(field("boot", boot));
+        }
         let created_ms = reader.u64()?;
         let secret = reader.array()?;
         let label: [u8; LABEL_SIZE] = reader.array()?;
@@ -315,6 +322,19 @@ mod tests {
             let sum = crc32fast::hash(&bytes[12..]);
             bytes[8..12].copy_from_slice(&sum.to_le_bytes());
             assert!(Superblock::decode(&bytes).is_err(), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn sizes_and_counters_that_could_not_be_worked_with_are_refused() {
+        let sample = sample();
+        let small = layout::Layout { extent_size: 64 << 10, ..sample.layout };
+        for bad in [
+            Superblock { layout: small, ..sample.clone() },
+            Superblock { boot: 1 << 32, ..sample.clone() },
+            Superblock { generation: u64::MAX, ..sample.clone() },
+        ] {
+            assert!(matches!(Superblock::decode(&bad.encode(0)), Err(FormatError::Field { .. })), "{bad:?}");
         }
     }
 

@@ -1,0 +1,44 @@
+use super::*;
+use crate::format::layout;
+
+fn superblock() -> Arc<Superblock> {
+    Arc::new(Superblock {
+        uuid: [7; 16],
+        secret: [9; 16],
+        layout: layout::choose(1 << 30, 16).expect("large enough"),
+        block_size: 4096,
+        shard_count: 16,
+        generation: 3,
+        parent: 0,
+        boot: 2,
+        created_ms: 0,
+        label: String::new(),
+    })
+}
+
+#[test]
+fn a_key_newer_than_what_was_lost_is_absent_once_it_has_expired() {
+    let superblock = superblock();
+    let (newer, older) = (Key::from("newer"), Key::from("older"));
+    let mut index = HashIndex::default();
+    for (key, sequence) in [(&newer, 20), (&older, 5)] {
+        let entry = Entry { extent: 0, offset: 0, size: 50, value_size: 1, sequence, expires_at_ms: 100 };
+        index.insert(hash_key(&superblock.secret, key), key, entry);
+    }
+    let state = ShardState {
+        id: ShardId(0),
+        index,
+        log: ShardLog::new(ShardId(0), Arc::clone(&superblock), None, 30, 2),
+        places: BTreeMap::new(),
+        durable_frame: 1,
+        clean: false,
+        doubt: Doubt { below: 10, ..Doubt::default() },
+    };
+    let mut shard = Shard::new(state, superblock);
+    assert!(shard.doubt_about(&newer).is_none() && shard.doubt_about(&older).is_some());
+    shard.reap_expired(200, usize::MAX);
+    assert_eq!((shard.live(), shard.live_bytes()), (0, 0));
+    assert!(shard.doubt_about(&newer).is_none(), "it was the newest, and it has ended");
+    assert!(shard.doubt_about(&older).is_some(), "what was lost may have been newer");
+    assert!(shard.doubt_about(&Key::from("none")).is_some());
+}
