@@ -18,7 +18,7 @@ pub enum Engine {
 }
 
 /// For `basalt device bind` under emulation.
-const BIND_LIMIT: Duration = Duration::from_secs(120);
+const BIND_LIMIT: Duration = Duration::from_secs(300);
 
 impl Engine {
     /// As in `--engine`.

@@ -14,10 +14,13 @@ const HELLO: &str = "basalt-guest\n";
 /// How long the answer may take beyond the limit that the guest itself keeps.
 const GRACE: Duration = Duration::from_secs(30);
 
+/// The exit code of a command that ran into its limit.
+pub(crate) const KILLED: i32 = 137;
+
 /// What a command in the guest came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
-    /// Its exit code; 137 when it ran into its limit.
+    /// Its exit code; `KILLED` when it ran into its limit.
     pub code: i32,
     /// What it printed, on either output.
     pub output: String,
@@ -124,11 +127,10 @@ mod tests {
     use std::process::{Command, Stdio};
 
     /// A guest made of the host's own shell, which runs the loop of `guest/init` on its standard input and output.
-    fn shell_guest() -> Serial {
+    fn shell_guest(directory: &std::path::Path) -> Serial {
         let init = include_str!("../guest/init");
         let from = init.find("echo \"basalt-guest\"").unwrap();
         let end = init.find("echo \"guest: the serial port was closed\"").unwrap();
-        let directory = tempfile::tempdir().unwrap().keep();
         let script = init[from..end]
             .replace("<&3", "")
             .replace(">&3", "")
@@ -149,13 +151,14 @@ mod tests {
 
     #[test]
     fn commands_give_their_output_and_code() {
-        let mut guest = shell_guest();
+        let directory = tempfile::tempdir().unwrap();
+        let mut guest = shell_guest(directory.path());
         guest.wait_for_hello(LIMIT).unwrap();
         let answer = |code, output: &str| Ok(Answer { code, output: output.into() });
         assert_eq!(guest.run("echo 'a  b' \\; $((2 + 3))", LIMIT), answer(0, "a  b ; 5\n"));
         assert_eq!(guest.run("printf 'no end, ='; echo 1 >&2; exit 7", LIMIT), answer(7, "no end, =1\n"));
         assert_eq!(guest.run("true", LIMIT), answer(0, ""));
-        assert_eq!(guest.run("sleep 100", Duration::from_secs(1)).map(|answer| answer.code), Ok(137));
+        assert_eq!(guest.run("sleep 100", Duration::from_secs(1)).map(|answer| answer.code), Ok(KILLED));
         let long = guest.run("seq 1 20000", LIMIT).unwrap();
         assert!(long.output.starts_with("1\n2\n") && long.output.ends_with("20000\n"));
     }

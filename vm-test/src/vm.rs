@@ -23,8 +23,11 @@ const FIRST_LINE_LIMIT: Duration = Duration::from_secs(30);
 /// From the first byte to the first command.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
 
+/// For a command that has nothing to wait for.
+const COMMAND_LIMIT: Duration = Duration::from_secs(300);
+
 /// For a guest to power itself off.
-const STOP_LIMIT: Duration = Duration::from_secs(60);
+const STOP_LIMIT: Duration = Duration::from_secs(120);
 
 /// How often a boot is tried.
 const BOOT_COUNT_MAX: u32 = 2;
@@ -126,7 +129,7 @@ impl Vm {
 
     /// Runs a command in the guest that must succeed.
     pub fn run(&self, command: &str) -> Result<String> {
-        self.expect(0, command, Duration::from_secs(60))
+        self.expect(0, command, COMMAND_LIMIT)
     }
 
     /// QEMU's monitor.
@@ -148,7 +151,7 @@ impl Vm {
     /// Stops the guest cleanly.
     pub fn stop(mut self) -> Result<()> {
         // The answer to this one never comes: the port is closed instead.
-        let off = self.try_run("sync; poweroff -f; sleep 100", STOP_LIMIT);
+        let off = self.try_run("sync; poweroff -f; sleep 1000", STOP_LIMIT);
         if let Err(VmError::TimedOut { .. }) | Ok(_) = off {
             let what = "the guest did not power itself off".into();
             return Err(VmError::MachineEnded { what, console: self.console() });

@@ -10,7 +10,7 @@ use vm_test::vm::Vm;
 
 use crate::case;
 
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(300);
 
 const ADDRESS: &str = "0000:00:04.0";
 

@@ -1,0 +1,202 @@
+//! What a shard does for a batch: hold keys, log parts, commit, let go.
+
+use super::*;
+use crate::engine::op::BatchOutcome;
+use crate::limits::BATCH_VALUES_SIZE_MAX;
+
+impl<D: Device> Engine<D> {
+    /// Holds the keys one after another, in their order, waiting in line for each.
+    pub(super) fn go_on_locking(&mut self, at: usize, token: u64, mut lock: Box<LockState>, clock: Clock) {
+        while let Some(key) = lock.keys.get(lock.next).cloned() {
+            if self.shards[at].holds.contains_key(&key) {
+                let id = self.suspend(at, token, State::Lock(lock));
+                if let Some(hold) = self.shards[at].holds.get_mut(&key) {
+                    hold.waiters.push_back(id);
+                }
+                return;
+            }
+            self.shards[at].holds.insert(key, Hold::default());
+            lock.next += 1;
+        }
+        self.read_locked(at, token, *lock, clock);
+    }
+
+    pub(super) fn read_locked(&mut self, at: usize, token: u64, lock: LockState, clock: Clock) {
+        let LockState { keys, watched, values_size_max, .. } = lock;
+        let mut left = values_size_max.unwrap_or(0);
+        let mut depends_on = 0;
+        let mut wanted = Vec::new();
+        let mut current = Vec::with_capacity(keys.len());
+        for (index, key) in keys.iter().enumerate() {
+            let error = self.unknown_error(at, key).or_else(|| self.shards[at].doubt_about(key));
+            if let Some(error) = error {
+                current.push(Err(error));
+                continue;
+            }
+            let lookup = self.shards[at].lookup(key, clock.unix_ms);
+            depends_on = depends_on.max(lookup.depends_on);
+            if values_size_max.is_some() {
+                let size = lookup.current.as_ref().map_or(0, |current| current.size);
+                match left.checked_sub(size) {
+                    Some(rest) => left = rest,
+                    None => {
+                        current.push(Err(OpError::ValuesTooLarge { size_max: BATCH_VALUES_SIZE_MAX }));
+                        continue;
+                    }
+                }
+            }
+            if values_size_max.is_some()
+                && let Some(entry) = lookup.entry
+            {
+                wanted.push((index, key.clone(), entry));
+            }
+            current.push(Ok(lookup.current));
+        }
+        // After the look-ups: they reap, and a watched key that expired has changed.
+        let dirty = watched.iter().any(|one| !self.shards[at].is_unchanged(&one.key, one.version));
+        let reading = LockReading { keys, current, dirty, depends_on, reads_left: wanted.len() };
+        if wanted.is_empty() {
+            self.finish_lock(at, token, reading);
+            return;
+        }
+        let id = self.suspend(at, token, State::LockReading(Box::new(reading)));
+        for (index, key, entry) in wanted {
+            self.start_read(at, key, entry, ReadFor::Lock { operation: id, index });
+        }
+    }
+
+    /// One of the values that `LockReading` waited for is there, or can't be had.
+    pub(in crate::engine) fn on_lock_read(
+        &mut self,
+        id: usize,
+        index: usize,
+        value: Result<crate::engine::op::Value, OpError>,
+    ) {
+        let Some(operation) = self.operations.get_mut(id) else { return };
+        let State::LockReading(reading) = &mut operation.state else { return };
+        match (value, &mut reading.current[index]) {
+            (Ok(value), Ok(Some(current))) => current.value = Some(value),
+            (Ok(_), _) => {}
+            (Err(error), slot) => *slot = Err(error),
+        }
+        reading.reads_left -= 1;
+        if reading.reads_left == 0 {
+            let Operation { token, shard, state } = self.operations.remove(id);
+            if let State::LockReading(reading) = state {
+                self.finish_lock(shard, token, *reading);
+            }
+        }
+    }
+
+    pub(super) fn finish_lock(&mut self, at: usize, token: u64, reading: LockReading) {
+        let LockReading { keys, current, dirty, depends_on, .. } = reading;
+        let hold = self.batch_holds.insert(BatchHold { shard: at, keys, prepared: Vec::new() });
+        let answer = Answer::Locked { hold: HoldId(hold as u64), current, dirty };
+        self.answer_after(at, token, depends_on, answer);
+    }
+
+    /// Logs a batch's effects. Gives itself back when the log has no room yet.
+    pub(super) fn prepare(
+        &mut self,
+        at: usize,
+        token: u64,
+        mut prepare: Box<PrepareState>,
+        clock: Clock,
+    ) -> Option<State> {
+        let batch = BatchMark {
+            boot: prepare.batch.boot,
+            number: prepare.batch.number,
+            coordinator: prepare.coordinator,
+        };
+        while let Some((key, effect)) = prepare.effects.get(prepare.next).cloned() {
+            match self.append(at, effect_draft(&key, &effect, Some(batch)), clock) {
+                Ok(appended) => {
+                    prepare.frame = appended.frame;
+                    prepare.next += 1;
+                    self.shards[at].log.note_entry(key.clone(), appended.sequence);
+                    if let Some(hold) = self.batch_holds.get_mut(prepare.hold.0 as usize) {
+                        hold.prepared.push((key, effect, appended));
+                    }
+                }
+                Err(AppendError::Stall) => return Some(State::Prepare(prepare)),
+                Err(AppendError::Failed(error)) => {
+                    self.answers.push((token, Answer::Failed(error)));
+                    return None;
+                }
+            }
+        }
+        if prepare.participant_count == 1 {
+            // Alone, this shard decides at once: the commit record follows its parts in the same log.
+            return self.commit(at, token, prepare.batch, 1, clock).map(|_| State::Prepare(prepare));
+        }
+        // Shards lose different tails in a relaxed mode, so that a commit record could outlive a part, or what was built
+        // on a part its commit record: across shards a batch is made durable step by step whatever the mode.
+        self.answer_when_durable(at, token, prepare.frame, Answer::Done);
+        None
+    }
+
+    /// Logs a commit record. Gives itself back when the log has no room yet.
+    pub(super) fn commit(
+        &mut self,
+        at: usize,
+        token: u64,
+        batch: BatchId,
+        participant_count: u16,
+        clock: Clock,
+    ) -> Option<State> {
+        let record = Record {
+            kind: RecordType::Commit,
+            sequence: 0,
+            database: 0,
+            expires_at_ms: 0,
+            batch: Some(BatchMark {
+                boot: batch.boot,
+                number: batch.number,
+                coordinator: self.shards[at].id,
+            }),
+            key: &[],
+            value: &participant_count.to_le_bytes(),
+        };
+        match self.append(at, Draft { record, purpose: Purpose::Reserve }, clock) {
+            Ok(appended) if participant_count > 1 => {
+                self.answer_when_durable(at, token, appended.frame, Answer::Done);
+            }
+            Ok(appended) => self.answer_after(at, token, appended.frame, Answer::Done),
+            Err(AppendError::Stall) => return Some(State::Commit { batch, participant_count }),
+            Err(AppendError::Failed(error)) => self.answers.push((token, Answer::Failed(error))),
+        }
+        None
+    }
+
+    pub(super) fn release_hold(&mut self, token: u64, hold: HoldId, outcome: BatchOutcome, clock: Clock) {
+        self.answers.push((token, Answer::Done));
+        let Some(BatchHold { shard, keys, prepared }) = self.batch_holds.try_remove(hold.0 as usize) else {
+            return;
+        };
+        // A batch that failed although its parts were logged: on a failed device only a restart tells.
+        let unknown = outcome == BatchOutcome::Unknown
+            || (outcome == BatchOutcome::Aborted && self.committer.poisoned().is_some());
+        for (key, effect, appended) in prepared {
+            if unknown {
+                self.shards[shard].mark_unknown(key);
+            } else if outcome == BatchOutcome::Committed {
+                self.shards[shard].install(key, &effect, appended);
+            }
+        }
+        for key in keys {
+            self.release_key(shard, &key, clock);
+        }
+    }
+
+    /// Gives up holds whose `Locked` answer never left. A pass of its own: what waited for their keys goes on here.
+    pub(in crate::engine) fn abandon_holds(&mut self, clock: Clock) {
+        while let Some(hold) = self.abandoned.pop() {
+            let Some(BatchHold { shard, keys, .. }) = self.batch_holds.try_remove(hold.0 as usize) else {
+                continue;
+            };
+            for key in keys {
+                self.release_key(shard, &key, clock);
+            }
+        }
+    }
+}
