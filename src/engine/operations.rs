@@ -19,6 +19,7 @@ use crate::format::record::{BatchMark, Record, RecordType};
 use crate::limits::KEY_SIZE_MAX;
 
 mod batches;
+mod gate;
 
 /// An operation that waits.
 pub(super) struct Operation {
@@ -118,25 +119,8 @@ impl<D: Device> Engine<D> {
                 self.enter_log(at, token, State::Commit { batch, participant_count }, clock);
             }
             ShardOp::Release { hold, outcome } => self.release_hold(token, hold, outcome, clock),
-            ShardOp::Close => {
-                let id = self.suspend(at, token, State::Close);
-                self.shards[at].gate.push_back(id);
-                self.open_gate(at, clock);
-            }
-            ShardOp::Clear => {
-                let first = self.shards[at].gate.front().and_then(|id| self.operations.get_mut(*id));
-                match first {
-                    // Whoever closed the gate is who clears: others wait behind it.
-                    Some(first) if matches!(first.state, State::Closed) => {
-                        (first.token, first.state) = (token, State::Clear);
-                    }
-                    _ => {
-                        let id = self.suspend(at, token, State::Clear);
-                        self.shards[at].gate.push_back(id);
-                    }
-                }
-                self.open_gate(at, clock);
-            }
+            ShardOp::Close => self.close_gate(at, token, clock),
+            ShardOp::Clear => self.clear(at, token, clock),
             ShardOp::Watch { key } => {
                 // Reaped first, so that an expiry that is already past does not count as a change later.
                 self.shards[at].lookup(&key, clock.unix_ms);
@@ -476,53 +460,6 @@ impl<D: Device> Engine<D> {
                 self.release_key(at, &key, clock);
             }
             _ => self.answers.push((token, Answer::Failed(error))),
-        }
-    }
-
-    // --- the gate ----------------------------------------------------------------------------------------------
-
-    /// Runs a Clear once nothing holds a key or waits for room, then lets those in who came after it.
-    pub(super) fn open_gate(&mut self, at: usize, clock: Clock) {
-        while let Some(id) = self.shards[at].gate.front().copied() {
-            let is_free = self.shards[at].holds.is_empty() && self.shards[at].stalled.is_empty();
-            match self.operations.get_mut(id) {
-                Some(Operation { state: State::Closed, .. }) => return,
-                Some(Operation { state: State::Clear | State::Close, .. }) if !is_free => return,
-                Some(Operation { state: State::Clear, .. }) => {}
-                Some(Operation { state: state @ State::Close, token, .. }) => {
-                    *state = State::Closed;
-                    self.answers.push((*token, Answer::Done));
-                    return;
-                }
-                _ => {
-                    self.shards[at].gate.pop_front();
-                    self.resume(id, clock);
-                    continue;
-                }
-            }
-            let record = Record {
-                kind: RecordType::Clear,
-                sequence: 0,
-                database: 0,
-                expires_at_ms: 0,
-                batch: None,
-                key: &[],
-                value: &[],
-            };
-            let answer = match self.append(at, Draft { record, purpose: Purpose::Reserve }, clock) {
-                Err(AppendError::Stall) => return,
-                Err(AppendError::Failed(error)) => Err(error),
-                Ok(appended) => {
-                    self.shards[at].clear(appended.frame);
-                    Ok(appended.frame)
-                }
-            };
-            self.shards[at].gate.pop_front();
-            let token = self.operations.remove(id).token;
-            match answer {
-                Ok(frame) => self.answer_after(at, token, frame, Answer::Done),
-                Err(error) => self.answers.push((token, Answer::Failed(error))),
-            }
         }
     }
 }

@@ -177,7 +177,10 @@ impl<D: Device> Engine<D> {
         let unknown = outcome == BatchOutcome::Unknown
             || (outcome == BatchOutcome::Aborted && self.committer.poisoned().is_some());
         for (key, effect, appended) in prepared {
-            if unknown {
+            // In a mode that acknowledges at once the batch may be told of before its frame was written.
+            let never_written =
+                self.committer.poisoned().is_some() && appended.frame > self.shards[shard].written_frame;
+            if unknown || never_written {
                 self.shards[shard].mark_unknown(key);
             } else if outcome == BatchOutcome::Committed {
                 self.shards[shard].install(key, &effect, appended);

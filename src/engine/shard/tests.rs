@@ -1,3 +1,5 @@
+//! Doubt beside expiry, on a shard as recovery hands it over.
+
 use super::*;
 use crate::format::layout;
 
