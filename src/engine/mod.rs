@@ -94,6 +94,8 @@ pub struct Engine<D> {
     reads_waiting: VecDeque<usize>,
     /// Bytes of the reads that were started.
     reads_size: usize,
+    /// Bytes of values that wait for room in the log.
+    stalled_size: usize,
     committer: Committer,
     value_size_max: u64,
     answers: Vec<(u64, Answer)>,
@@ -131,6 +133,7 @@ impl<D: Device> Engine<D> {
             reads: Slab::new(),
             reads_waiting: VecDeque::new(),
             reads_size: 0,
+            stalled_size: 0,
             committer: Committer::new(durability),
             answers: Vec::new(),
             abandoned: Vec::new(),
@@ -285,6 +288,7 @@ impl<D: Device> Engine<D> {
             // A bound keeps a mass expiry from holding the loop; the rest is due at once and comes next time.
             self.shards[at].reap_expired(clock.unix_ms, 64);
         }
+        self.start_reads();
         let started = self.start_group(clock);
         self.queue.submit();
         progress || started

@@ -243,6 +243,16 @@ pub enum KeyEffect {
     Delete,
 }
 
+impl KeyEffect {
+    /// Bytes of the value that it stores.
+    pub fn value_size(&self) -> usize {
+        match self {
+            KeyEffect::Put { value, .. } => value.len(),
+            KeyEffect::Delete => 0,
+        }
+    }
+}
+
 /// A key's state as a batch found it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Current {

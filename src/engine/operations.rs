@@ -331,6 +331,7 @@ impl<D: Device> Engine<D> {
         if !held {
             self.shards[at].holds.insert(key.clone(), Hold::default());
         }
+        self.stalled_size += effect.value_size();
         let id = self.suspend(at, token, State::Append { key, effect, reply });
         self.shards[at].stalled.push_back(id);
     }
@@ -422,11 +423,13 @@ impl<D: Device> Engine<D> {
             let Operation { token, state, .. } = self.operations.remove(id);
             let again = match state {
                 State::Append { key, effect, reply } => {
+                    let size = effect.value_size();
                     match self.try_append_key(at, token, &key, effect, reply, clock) {
                         Some((effect, reply)) => Some(State::Append { key, effect, reply }),
                         None => {
                             // Out of the line before the key is released: who waited for it comes behind the others.
                             self.shards[at].stalled.pop_front();
+                            self.stalled_size -= size;
                             self.release_key(at, &key, clock);
                             continue;
                         }
@@ -455,7 +458,8 @@ impl<D: Device> Engine<D> {
     pub(super) fn fail_stalled(&mut self, at: usize, id: usize, error: OpError, clock: Clock) {
         let Operation { token, state, .. } = self.operations.remove(id);
         match state {
-            State::Append { key, .. } => {
+            State::Append { key, effect, .. } => {
+                self.stalled_size -= effect.value_size();
                 self.answers.push((token, Answer::Reply(Reply::Error(error))));
                 self.release_key(at, &key, clock);
             }

@@ -72,10 +72,12 @@ impl<D: Device> Engine<D> {
     }
 
     /// Starts reads that wait, in order, as far as the bound on their bytes allows.
-    fn start_reads(&mut self) {
+    pub(super) fn start_reads(&mut self) {
         while let Some(id) = self.reads_waiting.front().copied() {
             let size = self.reads[id].size;
-            if self.reads_size > 0 && self.reads_size + size > ENGINE_READ_SIZE_MAX {
+            // What was read and now waits for room in the log counts: it leaves without any read.
+            let held = self.reads_size + self.stalled_size;
+            if held > 0 && held + size > ENGINE_READ_SIZE_MAX {
                 return;
             }
             self.reads_waiting.pop_front();
