@@ -162,6 +162,10 @@ basalt_connect(const struct spdk_nvme_transport_id *id, const struct basalt_conn
 	opts.keep_alive_timeout_ms = options->keep_alive_timeout_ms;
 	opts.admin_timeout_ms = options->admin_timeout_ms;
 	opts.transport_retry_count = options->transport_retry_count;
+#if IS_AT_LEAST(21, 10)
+	/* The default of half a second is short for a target that shares a busy core. */
+	opts.fabrics_connect_timeout_us = (uint64_t)options->admin_timeout_ms * 1000;
+#endif
 	return spdk_nvme_connect(id, &opts, sizeof(opts));
 }
 

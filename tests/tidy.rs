@@ -17,7 +17,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("reactor", &["ring", "engine::op", "format::slot", "limits"]),
     ("ring", &["limits"]),
     ("engine", &["device", "format", "limits", "probe", "size"]),
-    ("device", &["limits"]),
+    ("device", &["limits", "pci::Bdf"]),
     ("format", &["limits"]),
     // What sysfs says about controllers: a leaf, so that everything above may ask it.
     ("pci", &["limits"]),

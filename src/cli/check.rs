@@ -1,6 +1,6 @@
 //! `basalt check`: reads and verifies everything, changes nothing.
 
-use super::device_path::{self, with_namespace};
+use super::device_path::{self, OpenOptions, with_namespace};
 use super::progress::Progress;
 use super::{CheckArgs, Exit, fail, say};
 use crate::device::Namespace;
@@ -14,7 +14,10 @@ pub(super) fn check(args: &CheckArgs) -> Exit {
         }
         fail(Exit::CouldNotRun, text)
     };
-    let namespace = match device_path::open(&args.device, None, None) {
+    let namespace = match device_path::open(
+        &args.device,
+        OpenOptions { spdk: Some(&args.spdk), queue_count: 1, ..OpenOptions::default() },
+    ) {
         Ok(namespace) => namespace,
         Err(error) => return could_not(error.to_string()),
     };

@@ -37,7 +37,7 @@ pub(super) fn apply(args: &mut ServeArgs, path: &Path) -> Result<(), String> {
     if let (None, Some(engine)) = (args.engine, file.engine) {
         let parsed = <EngineName as clap::ValueEnum>::from_str(&engine, false);
         args.engine =
-            Some(parsed.map_err(|_| wrong("engine", format!("'{engine}' is not one of uring, sync")))?);
+            Some(parsed.map_err(|_| wrong("engine", format!("'{engine}' is not one of uring, sync, spdk")))?);
     }
     if let (None, Some(text)) = (args.size, file.size) {
         args.size = Some(size::parse(&text).map_err(|error| wrong("size", error.to_string()))?);

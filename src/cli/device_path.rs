@@ -2,18 +2,24 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{EngineName, note};
+use super::{EngineName, SpdkArgs, note};
 use crate::device::file::{DirectIo, FileOptions};
 use crate::device::signature::{self, Finding};
+#[cfg(feature = "spdk")]
+use crate::device::spdk::{EnvOptions, SpdkNamespace, SpdkOptions};
 use crate::device::sync::SyncNamespace;
+use crate::device::transport_id::TransportId;
 use crate::device::uring::UringNamespace;
 use crate::device::{Device, DeviceError, Namespace, blocking};
 use crate::engine::device_format::{OpenError, read_superblock};
+use crate::pci::{controller, system::System};
 
 /// A device opened with one of the engines.
 pub(super) enum AnyNamespace {
     Uring(UringNamespace),
     Sync(SyncNamespace),
+    #[cfg(feature = "spdk")]
+    Spdk(SpdkNamespace),
 }
 
 /// Runs generic code on whichever engine a device was opened with.
@@ -22,42 +28,59 @@ macro_rules! with_namespace {
         match $any {
             $crate::cli::device_path::AnyNamespace::Uring($name) => $body,
             $crate::cli::device_path::AnyNamespace::Sync($name) => $body,
+            #[cfg(feature = "spdk")]
+            $crate::cli::device_path::AnyNamespace::Spdk($name) => $body,
         }
     };
 }
 pub(super) use with_namespace;
 
-/// Names that are not paths get a sentence of their own instead of "no such file".
-fn check_name(path: &Path) -> Result<(), DeviceError> {
-    let text = path.to_string_lossy();
-    let is_pci_address = text.split([':', '.']).count() == 4
-        && text.split([':', '.']).all(|part| !part.is_empty() && part.chars().all(|c| c.is_ascii_hexdigit()));
-    if text.starts_with("trtype:") || (is_pci_address && !path.exists()) {
-        return Err(DeviceError::EngineUnavailable {
-            engine: "spdk",
-            cause: format!(
-                "'{text}' names an NVMe controller, which this build can't drive; name a file or a block device"
-            ),
-        });
-    }
-    Ok(())
+/// How a device is to be opened.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct OpenOptions<'a> {
+    pub(super) engine: Option<EngineName>,
+    /// Create a file of this size, which must not exist yet.
+    pub(super) create_size: Option<u64>,
+    pub(super) spdk: Option<&'a SpdkArgs>,
+    /// Queues that will be open at a time.
+    pub(super) queue_count: usize,
 }
 
-/// Opens a file or block device. Without a wish for an engine it is io_uring, or `sync` where that is forbidden.
-pub(super) fn open(
-    path: &Path,
-    engine: Option<EngineName>,
-    create_size: Option<u64>,
-) -> Result<AnyNamespace, DeviceError> {
-    check_name(path)?;
-    let options = |direct| FileOptions { create_size, direct };
-    let open_sync = || SyncNamespace::open(path, &options(DirectIo::Preferred)).map(AnyNamespace::Sync);
-    let namespace = match engine {
+/// The NVMe namespace that a device's name means; `None` for files and block devices.
+pub(super) fn transport_id(path: &Path) -> Option<Result<TransportId, DeviceError>> {
+    let text = path.to_string_lossy();
+    // A file may be called like anything, and who has one means it.
+    if !TransportId::is_meant_by(&text) || path.exists() {
+        return None;
+    }
+    Some(
+        TransportId::parse(&text).map_err(|error| DeviceError::Unusable {
+            name: text.into_owned(),
+            cause: error.cause().to_owned(),
+        }),
+    )
+}
+
+/// Opens a device. Without a wish for an engine, an NVMe controller's name means `spdk`, and everything else io_uring, or
+/// `sync` where that is forbidden.
+pub(super) fn open(path: &Path, options: OpenOptions<'_>) -> Result<AnyNamespace, DeviceError> {
+    if let Some(id) = transport_id(path) {
+        return open_controller(&id?, options);
+    }
+    let file_options = |direct| FileOptions { create_size: options.create_size, direct };
+    let open_sync = || SyncNamespace::open(path, &file_options(DirectIo::Preferred)).map(AnyNamespace::Sync);
+    let namespace = match options.engine {
+        Some(EngineName::Spdk) => {
+            return Err(DeviceError::Unusable {
+                name: path.display().to_string(),
+                cause: not_for_spdk(path),
+            });
+        }
         Some(EngineName::Sync) => open_sync()?,
         Some(EngineName::Uring) => {
-            UringNamespace::open(path, &options(DirectIo::Required)).map(AnyNamespace::Uring)?
+            UringNamespace::open(path, &file_options(DirectIo::Required)).map(AnyNamespace::Uring)?
         }
-        None => match UringNamespace::open(path, &options(DirectIo::Required)) {
+        None => match UringNamespace::open(path, &file_options(DirectIo::Required)) {
             Ok(namespace) => AnyNamespace::Uring(namespace),
             Err(DeviceError::EngineUnavailable { cause, .. }) => {
                 note(format!("io_uring is not available ({cause}); using the slower sync engine"));
@@ -69,11 +92,79 @@ pub(super) fn open(
     let notes = match &namespace {
         AnyNamespace::Uring(namespace) => namespace.notes(),
         AnyNamespace::Sync(namespace) => namespace.notes(),
+        #[cfg(feature = "spdk")]
+        AnyNamespace::Spdk(_) => Vec::new(),
     };
     for text in notes {
         note(text);
     }
     Ok(namespace)
+}
+
+/// Why the engine `spdk` can't drive a path, and what would be named instead.
+fn not_for_spdk(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let controllers = controller::list(&System::host());
+    let owner = controllers.iter().find(|one| {
+        one.namespaces
+            .iter()
+            .any(|namespace| namespace.path_name.as_deref().unwrap_or(&namespace.name) == name)
+    });
+    match owner {
+        Some(controller) => format!(
+            "the kernel drives it, and the spdk engine takes its whole controller from the kernel: `basalt device bind {bdf}`, \
+             then name it '{bdf}'",
+            bdf = controller.bdf
+        ),
+        None => "the spdk engine drives NVMe controllers, by PCI address or transport id, and neither files nor the kernel's \
+                 block devices; leave --engine out"
+            .to_owned(),
+    }
+}
+
+fn open_controller(id: &TransportId, options: OpenOptions<'_>) -> Result<AnyNamespace, DeviceError> {
+    let unusable = |cause: &str| DeviceError::Unusable { name: id.to_string(), cause: cause.to_owned() };
+    if matches!(options.engine, Some(EngineName::Uring | EngineName::Sync)) {
+        return Err(unusable("only the spdk engine drives it; leave --engine out"));
+    }
+    if options.create_size.is_some() {
+        return Err(unusable("its size is what it is; leave --size out"));
+    }
+    open_spdk(id, options)
+}
+
+#[cfg(feature = "spdk")]
+fn open_spdk(id: &TransportId, options: OpenOptions<'_>) -> Result<AnyNamespace, DeviceError> {
+    let SpdkArgs { spdk_memory, no_hugepages } = options.spdk.cloned().unwrap_or_default();
+    let env = EnvOptions { memory_size: spdk_memory, no_hugepages, ..EnvOptions::default() };
+    let options = SpdkOptions { env, queue_count: options.queue_count.max(1), ..SpdkOptions::default() };
+    let namespace = SpdkNamespace::open(id, &options)?;
+    for text in namespace.notes() {
+        note(text);
+    }
+    Ok(AnyNamespace::Spdk(namespace))
+}
+
+#[cfg(not(feature = "spdk"))]
+fn open_spdk(id: &TransportId, _options: OpenOptions<'_>) -> Result<AnyNamespace, DeviceError> {
+    Err(DeviceError::EngineUnavailable {
+        engine: "spdk",
+        cause: format!(
+            "'{id}' names an NVMe controller, and this build can't drive one; run scripts/setup-spdk, then build with \
+             `cargo build --release --features spdk`"
+        ),
+    })
+}
+
+impl AnyNamespace {
+    /// Model and serial number of a controller that the engine owns: who has it formatted all the same says the latter.
+    pub(super) fn model_and_serial(&self) -> Option<(&str, &str)> {
+        match self {
+            #[cfg(feature = "spdk")]
+            AnyNamespace::Spdk(namespace) => Some(namespace.model_and_serial()),
+            AnyNamespace::Uring(_) | AnyNamespace::Sync(_) => None,
+        }
+    }
 }
 
 /// The name that a new file is formatted under before it gets its own.

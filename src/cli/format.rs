@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::device_path::{self, AnyNamespace, with_namespace};
+use super::device_path::{self, AnyNamespace, OpenOptions, with_namespace};
 use super::{Exit, FormatArgs, fail, note, say};
 use crate::device::{Device, DeviceError, Namespace};
 use crate::engine::device_format::{self, FormatOptions};
@@ -47,22 +47,33 @@ fn device_failure(error: &DeviceError) -> Failure {
 
 fn format_device(args: &FormatArgs) -> Result<(Superblock, &'static str), Failure> {
     let path = &args.device;
-    if !path.exists() {
+    let is_controller = device_path::transport_id(path).is_some();
+    if !path.exists() && !is_controller {
         let size = args.size.unwrap_or(SIZE_DEFAULT);
         return create(path, size, args.shards, &args.label).map_err(|text| (Exit::Failed, text));
     }
-    let namespace = device_path::open(path, None, None).map_err(|error| device_failure(&error))?;
+    let options = OpenOptions { spdk: Some(&args.spdk), queue_count: 1, ..OpenOptions::default() };
+    let namespace = device_path::open(path, options).map_err(|error| device_failure(&error))?;
+    let identity = namespace.model_and_serial().map(|(model, serial)| (model.to_owned(), serial.to_owned()));
     with_namespace!(&namespace, namespace => {
         let found = device_path::findings(namespace).map_err(|text| {
             (Exit::Failed, format!("cannot look at what is on {}: {text}", path.display()))
         })?;
-        if !found.is_empty() && !args.force {
+        // A controller's address says little about which drive it is; its serial number is on the drive.
+        let (what, way) = match &identity {
+            Some((model, serial)) => (format!("{} ({model})", path.display()), format!("--force --serial {serial}")),
+            None => (path.display().to_string(), "--force".to_owned()),
+        };
+        let is_meant = identity.as_ref().is_none_or(|(_, serial)| args.serial.as_ref() == Some(serial));
+        if !found.is_empty() && !(args.force && is_meant) {
             let list = found.join(", ");
             let text = format!(
-                "{} carries data: {list}. Nothing was changed. `--force` formats it all the same, and everything on it is lost",
-                path.display()
+                "{what} carries data: {list}. Nothing was changed. `{way}` formats it all the same, and everything on it is lost"
             );
             return Err((Exit::Refused, text));
+        }
+        if args.size.is_some() && is_controller {
+            return Err((Exit::Usage, format!("the size of {} is what it is: leave --size out", path.display())));
         }
         if let Some(size) = args.size {
             let text = format!(
@@ -131,7 +142,8 @@ fn create_as(
     label: &str,
 ) -> Result<(Superblock, &'static str), String> {
     let namespace: AnyNamespace =
-        device_path::open(unfinished, None, Some(size)).map_err(|error| error.to_string())?;
+        device_path::open(unfinished, OpenOptions { create_size: Some(size), ..OpenOptions::default() })
+            .map_err(|error| error.to_string())?;
     let made = with_namespace!(&namespace, namespace => write(namespace, shard_count, label))
         .map_err(|text| format!("{}: {text}", path.display()))?;
     drop(namespace);

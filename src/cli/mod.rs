@@ -53,14 +53,28 @@ enum EngineName {
     Uring,
     /// pread, pwrite and fdatasync, one at a time.
     Sync,
+    /// SPDK, on NVMe controllers that this process owns; what a transport id means anyway.
+    Spdk,
+}
+
+/// What the spdk engine takes; nothing to the others.
+#[derive(Debug, Clone, Default, Args)]
+struct SpdkArgs {
+    /// Memory for SPDK and its DMA buffers [default: 512MiB, or what hugepages are free]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    spdk_memory: Option<u64>,
+    /// Give SPDK ordinary pages even where hugepages are free.
+    #[arg(long)]
+    no_hugepages: bool,
 }
 
 #[derive(Debug, Args)]
 struct ServeArgs {
-    /// File or block device [default: ./basalt.img]
+    /// File, block device, or NVMe controller: 0000:01:00.0, or 'trtype:TCP traddr:... subnqn:...', with ns:N where it has
+    /// several namespaces [default: ./basalt.img]
     #[arg(long, value_name = "PATH")]
     device: Option<PathBuf>,
-    /// How it is read and written [default: uring, or sync where io_uring is forbidden]
+    /// How it is read and written [default: spdk for a controller; else uring, or sync where io_uring is forbidden]
     #[arg(long, value_name = "ENGINE")]
     engine: Option<EngineName>,
     /// Size of a file that is created, such as 4GiB [default: 4GiB]
@@ -69,7 +83,8 @@ struct ServeArgs {
     /// Address and port; port 0 lets the kernel choose one [default: 127.0.0.1:6379]
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Option<std::net::SocketAddr>,
-    /// Cores to pin reactors to, one each, such as 0,1 or 0-3 [default: one unpinned reactor per core]
+    /// Cores to pin reactors to, one each, such as 0,1 or 0-3; with a controller they never sleep [default: one unpinned
+    /// reactor per core]
     #[arg(long, value_name = "LIST")]
     cores: Option<CoreList>,
     /// When a write is acknowledged: always, interval=MS, bytes=N or never [default: always]
@@ -84,11 +99,13 @@ struct ServeArgs {
     /// TOML file with the same settings, named as the options; options win.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    #[command(flatten)]
+    spdk: SpdkArgs,
 }
 
 #[derive(Debug, Args)]
 struct FormatArgs {
-    /// File or block device; a file that is not there is created
+    /// File, block device or NVMe controller (as for serve); a file that is not there is created
     #[arg(long, value_name = "PATH")]
     device: PathBuf,
     /// Size of a file that is created, such as 4GiB [default: 4GiB]
@@ -103,16 +120,23 @@ struct FormatArgs {
     /// Format although there is data on it. All of it is lost.
     #[arg(long)]
     force: bool,
+    /// Serial number of the controller that --force is meant for
+    #[arg(long, value_name = "NUMBER", requires = "force")]
+    serial: Option<String>,
+    #[command(flatten)]
+    spdk: SpdkArgs,
 }
 
 #[derive(Debug, Args)]
 struct CheckArgs {
-    /// File or block device
+    /// File, block device or NVMe controller, as for serve
     #[arg(long, value_name = "PATH")]
     device: PathBuf,
     /// Report as JSON.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    spdk: SpdkArgs,
 }
 
 /// What a command ended with.

@@ -8,14 +8,16 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::device_path::{self, with_namespace};
+use super::device_path::{self, OpenOptions, with_namespace};
 use super::progress::Progress;
 use super::{Exit, ServeArgs, config_file, fail, format, note, say};
 use crate::device::Namespace;
+use crate::engine::device_format::OpenError;
+use crate::format::superblock::NoQuorum;
 use crate::limits::{CONNECTION_COUNT_MAX, REACTOR_COUNT_MAX};
 use crate::net::port::Port;
 use crate::node::{self, Node, NodeConfig, NodeError, Opened};
-use crate::reactor::cores;
+use crate::reactor::{SpinPolicy, cores};
 use crate::size;
 
 const DEVICE_DEFAULT: &str = "basalt.img";
@@ -54,13 +56,27 @@ pub(super) fn serve(mut args: ServeArgs) -> Exit {
         Ok(()) => {}
         Err((exit, text)) => return fail(exit, text),
     }
-    let namespace = match device_path::open(&path, args.engine, None) {
+    let options = OpenOptions {
+        engine: args.engine,
+        create_size: None,
+        spdk: Some(&args.spdk),
+        // While one reactor opens the device anew, the others have theirs.
+        queue_count: reactors.len() + 1,
+    };
+    let namespace = match device_path::open(&path, options) {
         Ok(namespace) => namespace,
         Err(error) => return fail(Exit::Failed, error),
     };
     let served = with_namespace!(namespace, namespace => serve_on(namespace, &args, reactors, &mut port));
     match served {
         Ok(()) => Exit::Done,
+        Err(NodeError::Open { source: source @ OpenError::Superblock(NoQuorum::NotFormatted), .. }) => fail(
+            Exit::Failed,
+            format!(
+                "{0}: {source}; `basalt format --device '{0}'` makes it one, if nothing is on it",
+                path.display()
+            ),
+        ),
         Err(error) => fail(Exit::Failed, error),
     }
 }
@@ -83,6 +99,14 @@ fn reactor_cores(args: &ServeArgs) -> Result<Vec<Option<usize>>, String> {
 
 /// Creates the file when there is none.
 fn prepare_device(path: &Path, size: Option<u64>) -> Result<(), (Exit, String)> {
+    if device_path::transport_id(path).is_some() {
+        return match size {
+            Some(_) => {
+                Err((Exit::Usage, format!("the size of {} is what it is: leave --size out", path.display())))
+            }
+            None => Ok(()),
+        };
+    }
     if path.symlink_metadata().is_err() {
         let size = size.unwrap_or(format::SIZE_DEFAULT);
         note(format!("{} is not there: creating it with {}", path.display(), size::show(size)));
@@ -147,8 +171,11 @@ fn serve_on<N: Namespace>(
         reactors.truncate(shards);
     }
     let durability = args.durability.unwrap_or_default();
+    // Cores that were given to reactors are theirs: what SPDK polls wakes nobody.
+    let is_polled = opened.namespace.geometry().engine == "spdk" && args.cores.is_some();
     let config = NodeConfig {
         durability,
+        spin: if is_polled { SpinPolicy::Forever } else { SpinPolicy::default() },
         cores: reactors,
         connection_count_max: connection_count(args.max_clients),
         ..NodeConfig::default()

@@ -6,6 +6,8 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use crate::pci::Bdf;
+
 /// The longest NVMe qualified name, in bytes (NVM Express Base Specification, NVMe Qualified Names).
 const NQN_SIZE_MAX: usize = 223;
 
@@ -16,7 +18,7 @@ const TCP_PORT_DEFAULT: u16 = 4420;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Transport {
     /// A drive on this machine's PCI bus.
-    Pcie(PciAddress),
+    Pcie(Bdf),
     /// A subsystem behind TCP.
     Tcp {
         /// Its address.
@@ -26,19 +28,6 @@ pub enum Transport {
         /// The subsystem's NVMe qualified name.
         subsystem: String,
     },
-}
-
-/// A PCI function: domain, bus, device, function.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PciAddress {
-    /// 0000 on nearly every machine.
-    pub domain: u32,
-    /// Bus.
-    pub bus: u8,
-    /// Device on the bus, below 32.
-    pub device: u8,
-    /// Function of the device, below 8.
-    pub function: u8,
 }
 
 /// A namespace of a controller.
@@ -58,39 +47,16 @@ pub struct ParseError {
     cause: String,
 }
 
+impl ParseError {
+    /// What is wrong, without the name.
+    pub fn cause(&self) -> &str {
+        &self.cause
+    }
+}
+
 const PCIE_EXAMPLE: &str = "trtype:PCIe traddr:0000:01:00.0";
 const TCP_EXAMPLE: &str =
     "trtype:TCP adrfam:IPv4 traddr:192.0.2.1 trsvcid:4420 subnqn:nqn.2016-06.io.spdk:cnode1";
-
-impl PciAddress {
-    /// Reads `0000:01:00.0` or `01:00.0`, in hexadecimal.
-    pub fn parse(text: &str) -> Option<PciAddress> {
-        let (rest, function) = text.split_once('.')?;
-        let parts: Vec<&str> = rest.split(':').collect();
-        let (domain, bus, device) = match parts.as_slice() {
-            [bus, device] => ("0", bus, device),
-            [domain, bus, device] => (*domain, bus, device),
-            _ => return None,
-        };
-        let hex = |text: &str, digits: usize| {
-            let fits = (1..=digits).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_hexdigit());
-            fits.then(|| u32::from_str_radix(text, 16).ok()).flatten()
-        };
-        let address = PciAddress {
-            domain: hex(domain, 8)?,
-            bus: hex(bus, 2)? as u8,
-            device: hex(device, 2)? as u8,
-            function: hex(function, 1)? as u8,
-        };
-        (address.device < 32 && address.function < 8).then_some(address)
-    }
-}
-
-impl fmt::Display for PciAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:04x}:{:02x}:{:02x}.{:x}", self.domain, self.bus, self.device, self.function)
-    }
-}
 
 impl TransportId {
     /// Whether a device's name is meant as one of these rather than as a path.
@@ -98,7 +64,7 @@ impl TransportId {
         let first = text.split_whitespace().next().unwrap_or_default();
         let key = first.split_once(':').map_or("", |(key, _)| key);
         ["trtype", "traddr", "trsvcid", "adrfam", "subnqn"].iter().any(|name| key.eq_ignore_ascii_case(name))
-            || PciAddress::parse(first).is_some()
+            || first.parse::<Bdf>().is_ok()
     }
 
     /// Reads a name. The words may come in any order, and their keys in any case.
@@ -107,7 +73,7 @@ impl TransportId {
     }
 
     /// Whether the controller is on this machine's PCI bus.
-    pub fn pci_address(&self) -> Option<PciAddress> {
+    pub fn pci_address(&self) -> Option<Bdf> {
         match self.transport {
             Transport::Pcie(address) => Some(address),
             Transport::Tcp { .. } => None,
@@ -165,7 +131,7 @@ fn parse(text: &str) -> Result<TransportId, String> {
 fn split(text: &str) -> Result<Words<'_>, String> {
     let mut words = Words::default();
     for (index, word) in text.split_whitespace().enumerate() {
-        if index == 0 && PciAddress::parse(word).is_some() {
+        if index == 0 && word.parse::<Bdf>().is_ok() {
             (words.trtype, words.traddr) = (Some("pcie"), Some(word));
             continue;
         }
@@ -198,9 +164,10 @@ fn pcie(words: &Words<'_>) -> Result<Transport, String> {
     {
         return Err(format!("a PCIe controller has no {key}"));
     }
-    PciAddress::parse(address)
+    address
+        .parse()
         .map(Transport::Pcie)
-        .ok_or_else(|| format!("traddr:{address} is not a PCI address like 0000:01:00.0"))
+        .map_err(|_| format!("traddr:{address} is not a PCI address like 0000:01:00.0"))
 }
 
 fn tcp(words: &Words<'_>) -> Result<Transport, String> {

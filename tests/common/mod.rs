@@ -13,6 +13,7 @@
 pub mod linear;
 pub mod load;
 pub mod node;
+pub mod nvmf_target;
 pub mod resp;
 pub mod rng;
 pub mod tools;

@@ -88,6 +88,27 @@ impl Options {
         command
     }
 
+    /// An NVMe namespace, driven by SPDK on ordinary pages, so that nobody's hugepages are touched.
+    pub fn controller(transport_id: &str) -> Options {
+        Options { size: None, ..Options::new(transport_id) }.arg("--no-hugepages")
+    }
+
+    /// `basalt format` of the device.
+    #[track_caller]
+    pub fn format(&self, more: &[&str]) -> Ended {
+        let mut args = vec!["format", "--device", path_text(&self.device)];
+        args.extend(self.extra.iter().map(String::as_str).chain(more.iter().copied()));
+        basalt(&args)
+    }
+
+    /// `basalt check` of the device.
+    #[track_caller]
+    pub fn check(&self) -> Ended {
+        let mut args = vec!["check", "--device", path_text(&self.device)];
+        args.extend(self.extra.iter().map(String::as_str).filter(|arg| *arg == "--no-hugepages"));
+        basalt(&args)
+    }
+
     /// Starts the node and waits for its ready line; anything else fails the test with what the node said.
     #[track_caller]
     pub fn start(&self) -> Node {

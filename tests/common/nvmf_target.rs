@@ -103,6 +103,9 @@ impl Target {
             assert!(Instant::now() < deadline, "nvmf_tgt does not answer:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(20));
         }
+        // Looking for partitions, the target would find the table that Basalt writes and claim the device for its partition.
+        self.call("bdev_set_options", json!({ "bdev_auto_examine": false }));
+        self.call("framework_start_init", json!({}));
         self.call("nvmf_create_transport", json!({ "trtype": "TCP" }));
         for (index, backing) in self.backings.clone().iter().enumerate() {
             let name = format!("bdev{index}");
@@ -130,7 +133,7 @@ impl Target {
     }
 
     fn is_ready(&self) -> bool {
-        self.try_call("framework_wait_init", json!({})).is_some_and(|answer| answer.get("result").is_some())
+        self.try_call("rpc_get_methods", json!({})).is_some_and(|answer| answer.get("result").is_some())
     }
 
     #[track_caller]
@@ -176,7 +179,17 @@ fn spawn(directory: &Path) -> Child {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(directory.join("log"));
     let log = log.expect("a log file for the target");
     Command::new(program())
-        .args(["--no-huge", "-s", "512", "--no-pci", "--disable-cpumask-locks", "-m", &core_mask(), "-r"])
+        .args([
+            "--wait-for-rpc",
+            "--no-huge",
+            "-s",
+            "768",
+            "--no-pci",
+            "--disable-cpumask-locks",
+            "-m",
+            &core_mask(),
+            "-r",
+        ])
         .arg(directory.join("rpc"))
         .stdin(Stdio::null())
         .stdout(log.try_clone().expect("a second handle of the log"))

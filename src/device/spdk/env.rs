@@ -8,7 +8,8 @@ use std::sync::{Mutex, PoisonError};
 use spdk_sys::{basalt_env_init, basalt_env_options, basalt_log_to};
 
 use crate::device::DeviceError;
-use crate::device::transport_id::{PciAddress, TransportId};
+use crate::device::transport_id::TransportId;
+use crate::pci::Bdf;
 
 /// How much memory SPDK gets without another wish. Hugepages that hold less are used as they are, down to the least.
 const MEMORY_SIZE_DEFAULT: u64 = 512 << 20;
@@ -32,8 +33,9 @@ pub struct EnvOptions {
 #[derive(Debug, Clone)]
 pub(super) struct Env {
     has_hugepages: bool,
+    is_told_to: bool,
     memory_size: u64,
-    pci: Option<PciAddress>,
+    pci: Option<Bdf>,
 }
 
 static ENV: Mutex<Option<Result<Env, String>>> = Mutex::new(None);
@@ -58,9 +60,10 @@ impl Env {
     /// A sentence for the user.
     pub(super) fn note(&self) -> String {
         let size = self.memory_size >> 20;
-        match self.has_hugepages {
-            true => format!("SPDK has {size} MiB of hugepages"),
-            false => format!(
+        match (self.has_hugepages, self.is_told_to) {
+            (true, _) => format!("SPDK has {size} MiB of hugepages"),
+            (false, true) => format!("SPDK has {size} MiB of ordinary pages"),
+            (false, false) => format!(
                 "SPDK has {size} MiB of ordinary pages, since there are not enough free hugepages; more of them (sysctl \
                  vm.nr_hugepages={}) make it faster",
                 MEMORY_SIZE_DEFAULT >> 21
@@ -73,7 +76,7 @@ impl Env {
         ((self.memory_size - MEMORY_SIZE_OF_SPDK) as usize / queue_count.max(1)).clamp(16 << 20, 128 << 20)
     }
 
-    fn init(pci: Option<PciAddress>, options: &EnvOptions) -> Result<Env, String> {
+    fn init(pci: Option<Bdf>, options: &EnvOptions) -> Result<Env, String> {
         let wanted = options.memory_size.unwrap_or(MEMORY_SIZE_DEFAULT);
         if wanted < MEMORY_SIZE_MIN {
             return Err(format!(
@@ -129,7 +132,7 @@ impl Env {
                 memory_size >> 20
             ));
         }
-        Ok(Env { has_hugepages, memory_size, pci })
+        Ok(Env { has_hugepages, is_told_to: options.no_hugepages, memory_size, pci })
     }
 }
 

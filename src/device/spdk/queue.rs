@@ -37,6 +37,10 @@ const READ_RETRY_COUNT_MAX: u32 = 3;
 const POLLS_PER_CLOCK: u32 = 64;
 const AGE_INTERVAL: Duration = Duration::from_millis(50);
 
+/// Polls in a row that found nothing before a queue over TCP gives its core to whoever waits for it: on loopback that may be
+/// the target, and a poll is a system call there anyway.
+const IDLE_POLLS_MAX: u32 = 8;
+
 /// Between attempts to make a queue pair again.
 const REJOIN_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -80,6 +84,7 @@ pub struct SpdkQueue {
     geometry: Geometry,
     now: Instant,
     polls: u32,
+    idle_polls: u32,
     age_checked: Instant,
     rejoin_at: Instant,
     /// Last, and so dropped last: the queue pair is one of its controller's.
@@ -107,6 +112,7 @@ impl SpdkQueue {
             geometry,
             now,
             polls: 0,
+            idle_polls: 0,
             age_checked: now,
             rejoin_at: now,
             controller,
@@ -116,7 +122,9 @@ impl SpdkQueue {
         }
         let shared = &queue.controller.shared;
         let cause = match shared.state().phase {
-            Phase::Ready => "the controller gives no further I/O queue; use fewer cores",
+            Phase::Ready => {
+                "the controller gives no I/O queue: it has none left (use fewer cores), or it does not answer"
+            }
             Phase::Quiescing => "the controller is being reset; try again",
             Phase::Gone => "the controller has gone",
         };
@@ -485,6 +493,10 @@ impl Device for SpdkQueue {
                 self.rejoin(state);
             }
             (None, Phase::Gone) => self.release_held(state.phase, done),
+        }
+        self.idle_polls = if done.len() > before { 0 } else { self.idle_polls.saturating_add(1) };
+        if self.idle_polls > IDLE_POLLS_MAX && self.on_controller() > 0 && self.controller.shared.is_fabrics {
+            std::thread::yield_now();
         }
         done.len() - before
     }

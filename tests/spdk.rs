@@ -1,0 +1,181 @@
+//! The real node on an NVMe controller that it drives through SPDK: nvmf_tgt over TCP on loopback.
+
+#![cfg(test)]
+#![cfg(feature = "spdk")]
+
+mod common;
+
+use std::time::Duration;
+
+use common::node::run;
+use common::nvmf_target::{Backing, Target};
+use common::tools::tool;
+use common::{Node, Options, Reply, call, temp_dir, wait_until};
+
+const MALLOC: Backing = Backing::Malloc { size_mib: 256, block_size: 512 };
+
+/// A file that a target exports, of zeros.
+fn file(directory: &tempfile::TempDir, size: u64) -> std::path::PathBuf {
+    let path = directory.path().join("target.bin");
+    std::fs::File::create(&path).unwrap().set_len(size).unwrap();
+    path
+}
+
+#[test]
+fn serve_format_and_check_take_a_transport_id() {
+    let target = Target::start(&[MALLOC]);
+    let options = Options::controller(&target.transport_id(0));
+    let failure = options.try_start().unwrap_err();
+    assert!(failure.stderr.contains("basalt format"), "{failure}");
+    let formatted = options.format(&["--label", "loop"]).expect_code(0, "format");
+    assert!(formatted.stdout.contains("(spdk)"), "{}", formatted.stdout);
+    assert!(formatted.stderr.contains("has a volatile write cache"), "{}", formatted.stderr);
+    // What is there now is somebody's: forcing takes the serial number.
+    for more in [&[][..], &["--force"], &["--force", "--serial", "BASALT9"]] {
+        let refused = options.format(more).expect_code(3, "format of a formatted device");
+        assert!(refused.stderr.contains("--force --serial BASALT00000000000000"), "{}", refused.stderr);
+    }
+    let node = options.clone().arg("--cores").arg("0").start();
+    assert!(node.ready_line.contains("spdk"), "{}", node.ready_line);
+    let mut client = node.client();
+    assert_eq!(call!(client, "SET", "greeting", "hello"), Reply::ok());
+    // Two nodes on one namespace would destroy it.
+    let second = options.try_start().unwrap_err();
+    assert!(second.stderr.contains("in use by another process"), "{second}");
+    node.kill9();
+    let node = options.start();
+    assert_eq!(call!(node.client(), "GET", "greeting"), Reply::bulk("hello"));
+    node.stop();
+    options.check().expect_code(0, "check");
+    options.format(&["--force", "--serial", "BASALT00000000000000"]).expect_code(0, "a forced format");
+}
+
+#[test]
+fn a_foreign_file_system_is_found_through_spdk() {
+    let directory = temp_dir();
+    let path = file(&directory, 64 << 20);
+    let mut mkfs = tool("mkfs.ext4");
+    mkfs.args(["-q", "-F"]).arg(&path);
+    run(mkfs, None).expect_code(0, "mkfs.ext4");
+    let before = std::fs::read(&path).unwrap();
+    let target = Target::start(&[Backing::File { path: path.clone(), block_size: 512 }]);
+    let options = Options::controller(&target.transport_id(0));
+    let refused = options.format(&[]).expect_code(3, "format of an ext4 file system");
+    assert!(refused.stderr.contains("an ext4 file system"), "{}", refused.stderr);
+    assert!(std::fs::read(&path).unwrap() == before, "a refused format changed something");
+}
+
+/// One image, whichever engine wrote it.
+#[test]
+fn an_image_of_spdk_opens_through_io_uring_and_back() {
+    let directory = temp_dir();
+    let path = file(&directory, 256 << 20);
+    let target = Target::start(&[Backing::File { path: path.clone(), block_size: 4096 }]);
+    let options = Options::controller(&target.transport_id(0));
+    options.format(&[]).expect_code(0, "format");
+    let large = "x".repeat(1 << 20);
+    let node = options.start();
+    let mut client = node.client();
+    for (key, value) in [("small", "of spdk"), ("large", &large)] {
+        assert_eq!(call!(client, "SET", key, value), Reply::ok());
+    }
+    node.stop();
+    drop(target);
+    let node = Options::new(&path).engine("uring").start();
+    let mut client = node.client();
+    assert_eq!(call!(client, "GET", "small"), Reply::bulk("of spdk"));
+    assert!(call!(client, "GET", "large") == Reply::bulk(&large));
+    assert_eq!(call!(client, "SET", "small", "of uring"), Reply::ok());
+    node.stop();
+    let target = Target::start(&[Backing::File { path, block_size: 4096 }]);
+    let options = Options::controller(&target.transport_id(0));
+    options.check().expect_code(0, "check");
+    let node = options.start();
+    assert_eq!(call!(node.client(), "GET", "small"), Reply::bulk("of uring"));
+    node.stop();
+}
+
+#[test]
+fn redis_benchmark_runs_on_it() {
+    let target = Target::start(&[MALLOC]);
+    let options = Options::controller(&target.transport_id(0));
+    options.format(&[]).expect_code(0, "format");
+    let node = options.start();
+    let mut benchmark = tool("redis-benchmark");
+    benchmark.args([
+        "-p",
+        &node.port().to_string(),
+        "-t",
+        "set,get,incr",
+        "-n",
+        "5000",
+        "-c",
+        "32",
+        "-P",
+        "4",
+        "-q",
+    ]);
+    let ended = run(benchmark, None).expect_code(0, "redis-benchmark");
+    assert!(ended.stdout.contains("SET") && ended.stdout.contains("GET"), "{}", ended.stdout);
+    node.stop();
+    options.check().expect_code(0, "check");
+}
+
+/// An idle node on SPDK does not burn a core unless cores were given to it.
+#[test]
+fn an_idle_node_sleeps() {
+    let target = Target::start(&[MALLOC]);
+    let options = Options::controller(&target.transport_id(0));
+    options.format(&[]).expect_code(0, "format");
+    let node = options.start();
+    let busy = cpu_of_two_idle_seconds(&node);
+    assert!(busy < Duration::from_millis(500), "{busy:?} of processor time in two idle seconds");
+    node.stop();
+}
+
+fn cpu_of_two_idle_seconds(node: &Node) -> Duration {
+    let before = node.cpu_time();
+    std::thread::sleep(Duration::from_secs(2));
+    node.cpu_time() - before
+}
+
+/// The target is killed under a running node, and started again on the same file: what was acknowledged is there, what was
+/// not is an error, and nothing in between.
+#[test]
+fn a_target_that_dies_under_load_loses_nothing_acknowledged() {
+    let directory = temp_dir();
+    let path = file(&directory, 256 << 20);
+    let mut target = Target::start(&[Backing::File { path, block_size: 4096 }]);
+    let options = Options::controller(&target.transport_id(0));
+    options.format(&[]).expect_code(0, "format");
+    let node = options.start();
+    let mut client = node.client();
+    let mut acknowledged = 0_u64;
+    let mut died = false;
+    for number in 0..100_000_u64 {
+        if number == 500 {
+            target.kill();
+            target.restart();
+            died = true;
+        }
+        let reply = call!(client, "SET", format!("key:{number}"), number.to_string());
+        if reply.is_error() {
+            break;
+        }
+        acknowledged = number;
+        if died && number > 1_500 {
+            break;
+        }
+    }
+    assert!(acknowledged >= 499, "{acknowledged}\n{}", node.stderr());
+    // The node has not crashed; what it read before, it still answers.
+    wait_until("reads go on", 60, || !call!(node.client(), "GET", "key:1").is_error());
+    node.kill9();
+    let node = options.start();
+    let mut client = node.client();
+    for number in 0..=acknowledged {
+        assert_eq!(call!(client, "GET", format!("key:{number}")), Reply::bulk(number.to_string()));
+    }
+    node.stop();
+    options.check().expect_code(0, "check");
+}
