@@ -37,6 +37,10 @@ pub(super) use with_namespace;
 
 /// How a device is to be opened.
 #[derive(Debug, Clone, Copy, Default)]
+#[cfg_attr(
+    not(feature = "spdk"),
+    expect(dead_code, reason = "what concerns SPDK is read where it is built in")
+)]
 pub(super) struct OpenOptions<'a> {
     pub(super) engine: Option<EngineName>,
     /// Create a file of this size, which must not exist yet.

@@ -65,7 +65,8 @@ fn format_device(args: &FormatArgs) -> Result<(Superblock, &'static str), Failur
             None => (path.display().to_string(), "--force".to_owned()),
         };
         let is_meant = identity.as_ref().is_none_or(|(_, serial)| args.serial.as_ref() == Some(serial));
-        if !found.is_empty() && !(args.force && is_meant) {
+        let is_allowed = found.is_empty() || (args.force && is_meant);
+        if !is_allowed {
             let list = found.join(", ");
             let text = format!(
                 "{what} carries data: {list}. Nothing was changed. `{way}` formats it all the same, and everything on it is lost"
