@@ -26,7 +26,7 @@ pub const EXTENT_SIZE_MAX: u64 = 64 << 20;
 pub const EXTENT_SIZE_MIN: u64 = 1 << 20;
 
 /// Extents are halved until every shard could hold this many.
-pub const EXTENTS_PER_SHARD: u64 = 4;
+pub const EXTENTS_PER_SHARD: u64 = 8;
 
 /// Bytes at each end of a device that stay outside the log: the partition table lives there.
 pub const DEVICE_MARGIN_SIZE: u64 = 1 << 20;

@@ -33,6 +33,16 @@ probes! {
     RecoveryReadUnstable "recovery read unstable",
     /// Recovery read on behind damaged records.
     RecordsSalvaged "records salvaged",
+    /// Garbage collection emptied an extent.
+    ExtentCollected "extent collected",
+    /// An extent went back to the allocator.
+    ExtentFreed "extent freed",
+    /// Garbage collection met a key that somebody holds.
+    CollectionMetHold "collection met a held key",
+    /// Recovery took a log for which frames were retired.
+    RetiredFramesSkipped "retired frames skipped",
+    /// Recovery looked for an older record of what is retired.
+    OlderRetirementTaken "older retirement taken",
     /// A key is in doubt because records were lost.
     KeyInDoubt "key in doubt",
 }
@@ -44,6 +54,13 @@ thread_local! {
 /// Counts a situation.
 pub fn hit(probe: Probe) {
     COUNTS.with_borrow_mut(|counts| counts[probe as usize] += 1);
+}
+
+/// Counts a situation if it is there.
+pub fn hit_if(is_there: bool, probe: Probe) {
+    if is_there {
+        hit(probe);
+    }
 }
 
 /// What this thread has counted since the last call, by name.

@@ -32,7 +32,7 @@ struct Canonical {
 }
 
 fn config() -> SimConfig {
-    SimConfig { block_count: (12 << 20) / BLOCK, transfer_size_max: 256 << 10, ..SimConfig::default() }
+    SimConfig { block_count: (14 << 20) / BLOCK, transfer_size_max: 256 << 10, ..SimConfig::default() }
 }
 
 fn boot(disk: &SimDisk) -> Option<SimNode> {

@@ -111,7 +111,7 @@ fn steps(op: Op, position: usize) -> Vec<Step> {
 }
 
 fn config(tear: Tear) -> SimConfig {
-    SimConfig { block_count: (12 << 20) / 4096, tear, transfer_size_max: 256 << 10, ..SimConfig::default() }
+    SimConfig { block_count: (14 << 20) / 4096, tear, transfer_size_max: 256 << 10, ..SimConfig::default() }
 }
 
 fn boot(disk: &SimDisk) -> Result<SimNode, BootFailure> {

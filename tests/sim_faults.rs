@@ -25,7 +25,7 @@ type Value = Option<Vec<u8>>;
 
 fn config() -> SimConfig {
     SimConfig {
-        block_count: (12 << 20) / 4096,
+        block_count: (14 << 20) / 4096,
         depth: 8,
         transfer_size_max: 64 << 10,
         ..SimConfig::default()

@@ -2,18 +2,23 @@
 //!
 //! Invariants:
 //! - No extent is taken twice: taking is one atomic bit operation.
-//! - The last `reserve` free extents go only to records that free space or end batches.
+//! - The last `reserve` free extents go only to records that free space or end batches; the last ones above them only to the
+//!   records that garbage collection moves, so that a full device can be emptied again.
 //! - Epochs are never repeated: each is the boot number, which grows with every start, above a counter.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 /// What an extent is wanted for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// New data.
     Data,
+    /// Records that garbage collection moves.
+    Collection,
     /// Deletes, commit records, FLUSHALL.
     Reserve,
+    /// Records that say which extents are free now.
+    Retirement,
 }
 
 /// Bits of an epoch that count within one start of the node.
@@ -24,23 +29,77 @@ pub struct Allocator {
     used: Vec<AtomicU64>,
     count: u32,
     free: AtomicI64,
+    /// Extents that only `Reserve` takes.
     reserve: i64,
+    /// How many of those are taken.
+    reserve_taken: AtomicI64,
+    /// Free extents above those that only `Collection` takes too.
+    collection_reserve: i64,
+    /// Shards that may move records at a time, each with an extent of the collection's reserve.
+    collections_left: AtomicI64,
     epoch: AtomicU64,
     ordinal: AtomicU64,
+    /// Shards whose start is durable.
+    settled_shards: AtomicU32,
+    /// Bytes that garbage collection could free, summed over all shards.
+    reclaimable: AtomicU64,
 }
 
 impl Allocator {
-    /// All `count` extents free, `reserve` of them kept back. `ordinal_last` is the highest that any extent on the device
-    /// carries.
-    pub fn new(count: u32, reserve: u32, boot: u64, ordinal_last: u64) -> Allocator {
+    /// All `count` extents free, `reserve` of them kept back for deletes and `collection_reserve` for garbage collection.
+    /// `ordinal_last` is the highest that any extent on the device carries.
+    pub fn new(
+        count: u32,
+        reserve: u32,
+        collection_reserve: u32,
+        boot: u64,
+        ordinal_last: u64,
+    ) -> Allocator {
         Allocator {
             used: std::iter::repeat_with(|| AtomicU64::new(0)).take(count.div_ceil(64) as usize).collect(),
             count,
             free: AtomicI64::new(i64::from(count)),
             reserve: i64::from(reserve),
+            reserve_taken: AtomicI64::new(0),
+            collection_reserve: i64::from(collection_reserve),
+            collections_left: AtomicI64::new(i64::from(collection_reserve).max(1)),
             epoch: AtomicU64::new(boot << EPOCH_COUNTER_BITS),
             ordinal: AtomicU64::new(ordinal_last),
+            settled_shards: AtomicU32::new(0),
+            reclaimable: AtomicU64::new(0),
         }
+    }
+
+    /// Notes that shards have made their start durable.
+    pub fn on_settled(&self, shard_count: u32) {
+        self.settled_shards.fetch_add(shard_count, Ordering::AcqRel);
+    }
+
+    /// Shards that have made their start durable.
+    pub fn settled_count(&self) -> u32 {
+        self.settled_shards.load(Ordering::Acquire)
+    }
+
+    /// Takes one of the few permissions to move records; `end_collection` gives it back.
+    pub fn begin_collection(&self) -> bool {
+        self.collections_left
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| (left > 0).then_some(left - 1))
+            .is_ok()
+    }
+
+    /// Gives a permission of `begin_collection` back.
+    pub fn end_collection(&self) {
+        self.collections_left.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Changes one shard's part of what could be freed.
+    pub fn report_reclaimable(&self, before: u64, after: u64) {
+        self.reclaimable.fetch_add(after.wrapping_sub(before), Ordering::AcqRel);
+    }
+
+    /// Bytes that garbage collection could free, in all shards.
+    pub fn reclaimable(&self) -> u64 {
+        self.reclaimable.load(Ordering::Acquire)
     }
 
     /// Marks an extent found in use at recovery. False when it already was, or is not on the device.
@@ -56,9 +115,25 @@ impl Allocator {
         before & bit == 0
     }
 
+    /// Extents of the reserve that are not taken yet.
+    fn reserve_left(&self) -> i64 {
+        (self.reserve - self.reserve_taken.load(Ordering::Acquire)).max(0)
+    }
+
+    /// Counts an extent as one of the reserve, from when it is opened to when it is free again.
+    pub fn count_reserve(&self, opened: bool) {
+        self.reserve_taken.fetch_add(if opened { 1 } else { -1 }, Ordering::AcqRel);
+    }
+
     /// Takes a free extent, the lowest one.
     pub fn take(&self, purpose: Purpose) -> Option<u32> {
-        let floor = if purpose == Purpose::Data { self.reserve } else { 0 };
+        let floor = match purpose {
+            Purpose::Data => self.reserve_left() + self.collection_reserve,
+            Purpose::Collection => self.reserve_left(),
+            Purpose::Reserve if self.reserve_left() == 0 => return None,
+            Purpose::Reserve => self.collection_reserve,
+            Purpose::Retirement => 0,
+        };
         // The count is taken first, so that two takers can't both have the last extent above the reserve.
         let counted = self
             .free
@@ -85,7 +160,7 @@ impl Allocator {
         None
     }
 
-    /// Gives back an extent that was taken and never written.
+    /// Gives back an extent that was never written, or that nothing on the device needs any more.
     pub fn give_back(&self, extent: u32) {
         // The bit first, then the count: see `take`.
         self.used[extent as usize / 64].fetch_and(!(1 << (extent % 64)), Ordering::AcqRel);
@@ -109,7 +184,7 @@ impl Allocator {
 
     /// Free extents that new data may take.
     pub fn available_count(&self) -> u32 {
-        (self.free.load(Ordering::Acquire) - self.reserve).max(0) as u32
+        (self.free.load(Ordering::Acquire) - self.reserve_left() - self.collection_reserve).max(0) as u32
     }
 
     /// Extents on the device.
@@ -124,21 +199,31 @@ mod tests {
 
     #[test]
     fn the_reserve_is_kept_for_those_who_may_take_it() {
-        let allocator = Allocator::new(100, 3, 1, 0);
+        let allocator = Allocator::new(100, 3, 2, 1, 0);
         assert!(allocator.claim(0) && !allocator.claim(0) && !allocator.claim(100));
         let mut taken: Vec<u32> = std::iter::from_fn(|| allocator.take(Purpose::Data)).collect();
-        assert_eq!((taken.len(), allocator.available_count(), allocator.free_count()), (96, 0, 3));
-        taken.extend(std::iter::from_fn(|| allocator.take(Purpose::Reserve)));
+        assert_eq!((taken.len(), allocator.available_count(), allocator.free_count()), (94, 0, 5));
+        taken.extend(std::iter::from_fn(|| allocator.take(Purpose::Collection)));
+        assert_eq!((taken.len(), allocator.free_count()), (96, 3));
+        allocator.give_back(taken.pop().unwrap());
+        allocator.give_back(taken.pop().unwrap());
+        // Deletes leave garbage collection its own.
+        for _ in 0..3 {
+            taken.extend(allocator.take(Purpose::Reserve));
+            allocator.count_reserve(true);
+        }
+        assert_eq!((allocator.take(Purpose::Reserve), allocator.available_count()), (None, 0));
+        taken.extend(std::iter::from_fn(|| allocator.take(Purpose::Retirement)));
         taken.sort_unstable();
         assert_eq!(taken, (1..100).collect::<Vec<_>>());
-        assert_eq!(allocator.take(Purpose::Reserve), None);
+        assert_eq!(allocator.take(Purpose::Retirement), None);
         assert!(allocator.next_epoch() < allocator.next_epoch());
-        assert!(Allocator::new(1, 0, 2, 0).next_epoch() > allocator.next_epoch());
+        assert!(Allocator::new(1, 0, 0, 2, 0).next_epoch() > allocator.next_epoch());
     }
 
     #[test]
     fn concurrent_takers_never_share() {
-        let allocator = Allocator::new(1_000, 10, 1, 0);
+        let allocator = Allocator::new(1_000, 8, 2, 1, 0);
         let mut all: Vec<u32> = std::thread::scope(|scope| {
             let takers: Vec<_> = (0..4)
                 .map(|_| {

@@ -6,6 +6,7 @@
 //! ```text
 //! Lock, shard after shard in ascending order -> run the commands on what was read -> Prepare on every shard that has
 //! effects -> Commit on the coordinator (the lowest of them) -> Release everywhere -> the reply
+//!                                            and, once that is durable, Forget on the coordinator
 //! ```
 //!
 //! Invariants:
@@ -52,6 +53,7 @@ enum Phase {
     Preparing,
     Committing,
     Releasing,
+    Forgetting,
 }
 
 struct Participant {
@@ -75,6 +77,8 @@ pub struct Batch {
     /// Bytes of the values that were read.
     values_size: u64,
     failure: Option<OpError>,
+    /// The shard that has decided, while it must remember that.
+    coordinator: Option<ShardId>,
     replies: Vec<Reply>,
     value_size_max: u64,
 }
@@ -121,6 +125,7 @@ impl Batch {
             needs_values,
             values_size: 0,
             failure: None,
+            coordinator: None,
             replies: Vec::new(),
             value_size_max,
         }
@@ -137,7 +142,7 @@ impl Batch {
 
     /// Whether every answer has come in and the state can be dropped.
     pub fn is_finished(&self) -> bool {
-        self.phase == Phase::Releasing && self.left == 0
+        matches!(self.phase, Phase::Releasing | Phase::Forgetting) && self.left == 0
     }
 
     /// Takes the answer of a shard.
@@ -192,8 +197,25 @@ impl Batch {
                     self.failure = Some(error);
                     self.release(BatchOutcome::Aborted, send)
                 }
-                _ => self.release(BatchOutcome::Committed, send),
+                _ => {
+                    self.coordinator = Some(shard);
+                    self.release(BatchOutcome::Committed, send)
+                }
             },
+            (Phase::Releasing, answer) => {
+                if matches!(answer, Answer::Failed(_)) {
+                    // It goes on needing the coordinator's record.
+                    self.coordinator = None;
+                }
+                if self.left == 0
+                    && let Some(coordinator) = self.coordinator.take()
+                {
+                    self.phase = Phase::Forgetting;
+                    self.left = 1;
+                    send(coordinator, ShardOp::Forget { batch: self.id });
+                }
+                Progress::Waiting
+            }
             _ => Progress::Waiting,
         }
     }

@@ -92,8 +92,12 @@ pub fn check<D: Device>(device: &mut D, progress: &mut dyn FnMut(u64, u64)) -> R
     Ok(report)
 }
 
-/// A committed batch has parts in as many shards as its commit record says, unless a FLUSHALL made them void.
+/// A committed batch has parts in as many shards as its commit record says, unless a FLUSHALL made them void or garbage
+/// collection has been there.
 fn missing_parts(shards: &[ScannedShard]) -> Vec<Damage> {
+    if shards.iter().any(ScannedShard::has_retired) {
+        return Vec::new();
+    }
     let mut seen: BTreeMap<BatchId, u16> = BTreeMap::new();
     for batch in shards.iter().flat_map(|shard| &shard.batches_seen) {
         *seen.entry(*batch).or_default() += 1;

@@ -10,16 +10,20 @@
 
 use super::Engine;
 use super::durability::{Durability, WRITE_DELAY_MS};
-use super::log::{PlacedFrame, Relocated, SealedFrame};
+use super::log::{Moved, PlacedFrame, Relocated, SealedFrame};
 use super::op::{Clock, OpError};
 use super::shard::Shard;
 use crate::device::{Device, IoError};
 use crate::limits::{FRAME_SIZE_TARGET, RELOCATIONS_MAX};
 
+/// How long a record that nobody waits for may wait for a group that others cause.
+const LAZY_DELAY_US: u64 = 10_000;
+
 struct GroupFrame {
     shard: usize,
     frame: u64,
     entries: Vec<(super::op::Key, u64)>,
+    moved: Vec<Moved>,
     placed: PlacedFrame,
     /// How a write of it failed.
     failed: Option<IoError>,
@@ -43,6 +47,8 @@ pub(super) struct Committer {
     flush_wanted: bool,
     /// When the oldest byte that waits for its group or flush was appended.
     dirty_since_us: Option<u64>,
+    /// When the oldest record was appended that nobody waits for and that no group has taken.
+    lazy_since_us: Option<u64>,
     /// Written to the device since the last flush.
     unflushed_size: u64,
     poisoned: Option<String>,
@@ -56,6 +62,7 @@ impl Committer {
             group_count: 0,
             flush_wanted: false,
             dirty_since_us: None,
+            lazy_since_us: None,
             unflushed_size: 0,
             poisoned: None,
         }
@@ -76,6 +83,11 @@ impl Committer {
         self.flush_wanted = true;
     }
 
+    /// What was appended so far is wanted durable without waiting for the mode's time.
+    pub(super) fn hurry(&mut self) {
+        self.flush_wanted = true;
+    }
+
     pub(super) fn is_in_group(&self) -> bool {
         self.group.is_some()
     }
@@ -93,8 +105,13 @@ impl Committer {
     }
 
     /// Notes that something was appended.
-    pub(super) fn on_append(&mut self, clock: Clock) {
-        self.dirty_since_us.get_or_insert(clock.monotonic_us);
+    pub(super) fn on_append(&mut self, lazy: bool, clock: Clock) {
+        let since = if lazy { &mut self.lazy_since_us } else { &mut self.dirty_since_us };
+        since.get_or_insert(clock.monotonic_us);
+    }
+
+    fn lazy_due_us(&self) -> Option<u64> {
+        self.lazy_since_us.map(|since| since + LAZY_DELAY_US)
     }
 
     /// When the next group must start although nothing else happens.
@@ -102,14 +119,14 @@ impl Committer {
         if self.poisoned.is_some() || self.group.is_some() {
             return None;
         }
-        let since = self.dirty_since_us?;
-        match self.durability {
-            Durability::Always => shards.iter().any(|shard| shard.log.is_dirty()).then_some(since),
+        let urgent = self.dirty_since_us.and_then(|since| match self.durability {
+            Durability::Always => shards.iter().any(|shard| shard.log.is_urgent()).then_some(since),
             Durability::Interval(ms) => Some(since + ms * 1_000),
             Durability::Bytes(_) | Durability::Never => {
-                shards.iter().any(|shard| shard.log.is_dirty()).then_some(since + WRITE_DELAY_MS * 1_000)
+                shards.iter().any(|shard| shard.log.is_urgent()).then_some(since + WRITE_DELAY_MS * 1_000)
             }
-        }
+        });
+        urgent.into_iter().chain(self.lazy_due_us()).min()
     }
 
     /// Whether a group starts now, and whether it flushes: a function of the mode, the bytes and the time.
@@ -118,10 +135,10 @@ impl Committer {
         for shard in shards {
             staged += shard.log.staged_size() as u64;
             largest = largest.max(shard.log.staged_size());
-            dirty |= shard.log.is_dirty();
+            dirty |= shard.log.is_urgent();
             stalled |= !shard.stalled.is_empty() || !shard.gate.is_empty();
         }
-        if self.flush_wanted {
+        if self.flush_wanted || self.lazy_due_us().is_some_and(|due| clock.monotonic_us >= due) {
             return Some(true);
         }
         let age_us = self.dirty_since_us.map_or(0, |since| clock.monotonic_us.saturating_sub(since));
@@ -153,15 +170,16 @@ impl<D: Device> Engine<D> {
             Group { frames: Vec::new(), writes_left: 0, relocation_count: 0, flush, flushing: false };
         for (at, shard) in self.shards.iter_mut().enumerate() {
             let Some(sealed) = shard.log.seal(shard.durable_frame) else { continue };
-            let SealedFrame { frame, writes, entries, placed } = sealed;
-            shard.remember_place();
+            let SealedFrame { frame, writes, entries, moved, placed } = sealed;
+            shard.note_filled();
             for (offset, data) in writes {
                 self.committer.unflushed_size += data.len() as u64;
                 group.writes_left += self.queue.write(group.frames.len(), offset, data);
             }
-            group.frames.push(GroupFrame { shard: at, frame, entries, placed, failed: None });
+            group.frames.push(GroupFrame { shard: at, frame, entries, moved, placed, failed: None });
         }
         self.committer.group_count += 1;
+        self.committer.lazy_since_us = None;
         // Appends from here on belong to the next group. In `interval` mode the age counts to the flush, which a group
         // without one does not bring nearer.
         let settles = flush || !matches!(self.committer.durability, Durability::Interval(_));
@@ -209,18 +227,21 @@ impl<D: Device> Engine<D> {
         for (index, frame) in group.frames.iter_mut().enumerate() {
             let Some(error) = frame.failed.take() else { continue };
             let shard = &mut self.shards[frame.shard];
-            let Ok(Relocated { placed, writes, moves }) = shard.log.relocate(&frame.placed, &self.allocator)
-            else {
+            let Ok(relocated) = shard.log.relocate(&frame.placed, &self.allocator) else {
                 self.poison(&error, clock);
                 return false;
             };
+            let left = frame.placed.extent;
+            shard.on_moved(left, &relocated);
+            let Relocated { placed, writes, moves } = relocated;
             tracing::warn!(
-                "{error}; extent {} is left, and what was being written goes to extent {}",
-                frame.placed.extent,
+                "{error}; extent {left} is left, and what was being written goes to extent {}",
                 placed.extent
             );
             self.stats.extents_left += 1;
-            shard.on_moved(&placed, &moves);
+            for one in &mut frame.moved {
+                one.at = moves.iter().find_map(|one_move| one_move.target(&one.at)).unwrap_or(one.at);
+            }
             for (_, hold) in &mut self.batch_holds {
                 hold.on_moved(frame.shard, &moves);
             }
@@ -264,8 +285,8 @@ impl<D: Device> Engine<D> {
     fn finish_group(&mut self, clock: Clock) {
         let Some(group) = self.committer.group.take() else { return };
         let durable = group.flush || !self.queue.device().geometry().volatile_cache;
-        for GroupFrame { shard, frame, entries, .. } in group.frames {
-            self.shards[shard].on_written(frame, entries);
+        for GroupFrame { shard, frame, entries, moved, .. } in group.frames {
+            self.shards[shard].on_written(frame, entries, &moved);
         }
         if durable {
             // A flush covers what earlier groups wrote without one.

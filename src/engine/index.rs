@@ -22,6 +22,8 @@ pub struct Entry {
     pub sequence: u64,
     /// Milliseconds since the Unix epoch, 0 for none.
     pub expires_at_ms: u64,
+    /// The record is a part of a batch: it counts only while the batch's commit record is there.
+    pub is_part: bool,
 }
 
 /// The keyed hash of a key: the device's secret keeps clients from choosing collisions.
@@ -158,7 +160,7 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     fn entry(sequence: u64) -> Entry {
-        Entry { extent: 1, offset: 2, size: 3, value_size: 4, sequence, expires_at_ms: 0 }
+        Entry { extent: 1, offset: 2, size: 3, value_size: 4, sequence, expires_at_ms: 0, is_part: false }
     }
 
     fn key(i: u32) -> Vec<u8> {

@@ -28,6 +28,8 @@ pub(super) enum Purpose {
     },
     /// The group's flush.
     Flush,
+    /// A piece of an extent that is being collected.
+    Collect,
 }
 
 enum Command {

@@ -16,7 +16,8 @@ use super::op::Key;
 use crate::format::Place;
 use crate::format::extent::ExtentHeader;
 use crate::format::frame::{FRAME_HEADER_SIZE, FrameHeader};
-use crate::format::record::Record;
+use crate::format::frame_ranges::{FRAME_RANGE_SIZE, FrameRanges};
+use crate::format::record::{RECORD_OVERHEAD_MAX, Record, RecordType};
 use crate::format::slot::ShardId;
 use crate::format::superblock::Superblock;
 use crate::limits::FRAME_SIZE_TARGET;
@@ -32,6 +33,18 @@ pub(super) struct OpenExtent {
     pub(super) place: Place,
     /// Bytes from the extent's start to where the next frame goes.
     pub(super) position: u64,
+    /// Opened from what is kept for garbage collection: nothing new goes in until the collection has ended.
+    pub(super) for_collection: bool,
+}
+
+/// A record that garbage collection has put at the end of the log.
+pub(super) struct Moved {
+    pub(super) key: Key,
+    /// The sequence that it had where it came from.
+    pub(super) from_sequence: u64,
+    pub(super) at: Appended,
+    pub(super) value_size: u32,
+    pub(super) expires_at_ms: u64,
 }
 
 /// Where a record was put.
@@ -60,6 +73,7 @@ pub(super) struct SealedFrame {
     pub(super) writes: Vec<(u64, Bytes)>,
     /// Keys to move from the pending set to the index, with their sequences.
     pub(super) entries: Vec<(Key, u64)>,
+    pub(super) moved: Vec<Moved>,
     pub(super) placed: PlacedFrame,
 }
 
@@ -68,9 +82,27 @@ pub(super) struct PlacedFrame {
     header: FrameHeader,
     pub(super) extent: u32,
     pub(super) place: Place,
+    pub(super) is_reserve: bool,
     /// Bytes from the extent's start.
     start: u32,
     data: Bytes,
+}
+
+impl PlacedFrame {
+    /// Its number.
+    pub(super) fn frame(&self) -> u64 {
+        self.header.frame
+    }
+
+    /// Bytes of it.
+    pub(super) fn size(&self) -> u64 {
+        self.data.len() as u64
+    }
+
+    /// Bytes from the extent's start to its end.
+    pub(super) fn end(&self) -> u32 {
+        self.start + self.header.size
+    }
 }
 
 /// A record to append: what is known before it has a sequence.
@@ -78,6 +110,8 @@ pub(super) struct PlacedFrame {
 pub(super) struct Draft<'a> {
     pub(super) record: Record<'a>,
     pub(super) purpose: Purpose,
+    /// Nobody waits for it: it goes with the next frame, and causes none for a while.
+    pub(super) lazy: bool,
 }
 
 /// The append point of one shard.
@@ -92,6 +126,11 @@ pub(super) struct ShardLog {
     record_count: u32,
     first_sequence: u64,
     entries: Vec<(Key, u64)>,
+    moved: Vec<Moved>,
+    /// Something is in the frame that somebody waits for.
+    is_urgent: bool,
+    /// Frames that are not needed any more, and whose extents may have been given back.
+    retired: FrameRanges,
     next_sequence: u64,
     next_frame: u64,
     boot: u64,
@@ -113,6 +152,7 @@ impl ShardLog {
         open: Option<OpenExtent>,
         next_sequence: u64,
         next_frame: u64,
+        retired: FrameRanges,
     ) -> ShardLog {
         let boot = superblock.boot;
         ShardLog {
@@ -124,6 +164,9 @@ impl ShardLog {
             record_count: 0,
             first_sequence: next_sequence,
             entries: Vec::new(),
+            moved: Vec::new(),
+            is_urgent: false,
+            retired,
             next_sequence,
             next_frame,
             boot,
@@ -134,7 +177,16 @@ impl ShardLog {
     /// The longest record that an extent of this device holds.
     pub(super) fn record_size_max(superblock: &Superblock) -> u64 {
         let block = u64::from(superblock.block_size);
-        superblock.layout.extent_size - block - FRAME_HEADER_SIZE as u64
+        superblock.layout.extent_size
+            - block
+            - FRAME_HEADER_SIZE as u64
+            - Self::retired_size_max(superblock)
+    }
+
+    /// The most bytes of the record that says which frames are retired, one of which starts every extent.
+    fn retired_size_max(superblock: &Superblock) -> u64 {
+        let ranges = u64::from(superblock.layout.extent_count) / 2 + 1;
+        ranges * FRAME_RANGE_SIZE as u64 + RECORD_OVERHEAD_MAX as u64
     }
 
     fn extent_size(&self) -> u64 {
@@ -156,6 +208,11 @@ impl ShardLog {
     /// Whether a frame waits to be written.
     pub(super) fn is_dirty(&self) -> bool {
         !self.staging.is_empty() || self.marker.is_some()
+    }
+
+    /// Whether somebody waits for the frame being filled.
+    pub(super) fn is_urgent(&self) -> bool {
+        (!self.staging.is_empty() && self.is_urgent) || self.marker.is_some()
     }
 
     /// Bytes in the frame being filled.
@@ -186,8 +243,7 @@ impl ShardLog {
 
     /// Appends a record to the frame being filled.
     pub(super) fn append(&mut self, draft: Draft<'_>, allocator: &Allocator) -> Result<Appended, NoRoom> {
-        let record = Record { sequence: self.next_sequence, ..draft.record };
-        let size = record.size();
+        let size = draft.record.size();
         if self.staging.is_empty() {
             self.make_room(size as u64, draft.purpose, allocator)?;
         } else if self.staging.len() + size > FRAME_SIZE_TARGET
@@ -196,23 +252,66 @@ impl ShardLog {
         {
             return Err(NoRoom::Stall);
         }
-        let Some(open) = &self.open else { return Err(NoRoom::Full) };
+        let Some(open) = self.open else { return Err(NoRoom::Full) };
         if self.staging.is_empty() {
             self.staging.resize(FRAME_HEADER_SIZE, 0);
             self.first_sequence = self.next_sequence;
             self.record_count = 0;
+            self.is_urgent = false;
+            // Recovery must know what is retired before it reads a shard's log, and looks for it in the newest extent.
+            if open.position == self.block_size() && draft.record.kind != RecordType::Retired {
+                let value = self.retired.encode();
+                self.stage(retired_record(&value), &open);
+            }
         }
+        self.is_urgent |= !draft.lazy;
+        Ok(self.stage(draft.record, &open))
+    }
+
+    /// Encodes a record into the frame being filled.
+    fn stage(&mut self, record: Record<'_>, open: &OpenExtent) -> Appended {
+        let record = Record { sequence: self.next_sequence, ..record };
         let offset = open.position as u32 + self.staging.len() as u32;
         record.encode(&mut self.staging, open.place, offset);
         self.record_count += 1;
         self.next_sequence += 1;
-        Ok(Appended {
+        Appended {
             extent: open.header.extent,
             offset,
-            size: size as u32,
+            size: record.size() as u32,
             sequence: record.sequence,
             frame: self.next_frame,
-        })
+        }
+    }
+
+    /// Logs that these frames are not needed any more, besides those that were before. Their extents may be given back once
+    /// that is durable.
+    pub(super) fn retire(
+        &mut self,
+        frames: impl IntoIterator<Item = (u64, u64)>,
+        allocator: &Allocator,
+    ) -> Result<Appended, NoRoom> {
+        let mut retired = self.retired.clone();
+        for (first, last) in frames {
+            retired.insert(first, last);
+        }
+        let value = retired.encode();
+        let draft = Draft { record: retired_record(&value), purpose: Purpose::Retirement, lazy: false };
+        let appended = self.append(draft, allocator)?;
+        self.retired = retired;
+        Ok(appended)
+    }
+
+    /// Says that a record just appended is one that was moved here.
+    pub(super) fn note_moved(&mut self, moved: Moved) {
+        self.moved.push(moved);
+    }
+
+    /// The collection that opened an extent for itself has ended: what is left of the extent is for everyone.
+    pub(super) fn end_collection(&mut self) {
+        if let Some(open) = &mut self.open {
+            open.for_collection = false;
+        }
     }
 
     /// Says that the record just appended is the newest of `key`, to be moved to the index once it is written.
@@ -221,7 +320,7 @@ impl ShardLog {
     }
 
     fn is_reserved_for_others(&self, purpose: Purpose) -> bool {
-        purpose == Purpose::Data && self.open.is_some_and(|open| open.header.reserve)
+        purpose == Purpose::Data && self.open.is_some_and(|open| open.header.reserve || open.for_collection)
     }
 
     /// Opens another extent when the open one can't take a frame with `size` bytes of records.
@@ -249,13 +348,15 @@ impl ShardLog {
         purpose: Purpose,
         allocator: &Allocator,
     ) -> Result<OpenExtent, NoRoom> {
-        let (extent, reserve) = match allocator.take(Purpose::Data) {
-            Some(extent) => (extent, false),
-            None if purpose == Purpose::Reserve => {
-                (allocator.take(Purpose::Reserve).ok_or(NoRoom::Full)?, true)
-            }
-            None => return Err(NoRoom::Full),
+        let (extent, from) = match allocator.take(Purpose::Data) {
+            Some(extent) => (extent, Purpose::Data),
+            None if purpose == Purpose::Data => return Err(NoRoom::Full),
+            None => (allocator.take(purpose).ok_or(NoRoom::Full)?, purpose),
         };
+        let reserve = from == Purpose::Reserve;
+        if reserve {
+            allocator.count_reserve(true);
+        }
         let header = ExtentHeader {
             extent,
             shard: self.shard,
@@ -266,7 +367,8 @@ impl ShardLog {
             reserve,
         };
         let place = self.place(&header);
-        Ok(OpenExtent { header, place, position: self.block_size() })
+        let for_collection = matches!(from, Purpose::Collection | Purpose::Retirement);
+        Ok(OpenExtent { header, place, position: self.block_size(), for_collection })
     }
 
     pub(super) fn place(&self, header: &ExtentHeader) -> Place {
@@ -292,6 +394,7 @@ impl ShardLog {
             self.first_sequence = self.next_sequence;
             self.record_count = 0;
         }
+        self.is_urgent = false;
         let mut data = std::mem::take(&mut self.staging);
         let payload_size = data.len();
         data.resize(payload_size.next_multiple_of(block), 0);
@@ -320,12 +423,25 @@ impl ShardLog {
             header,
             extent: open.header.extent,
             place: open.place,
+            is_reserve: open.header.reserve,
             start: start as u32,
             data: Bytes::from(data),
         };
         writes.push((extent_offset + start, placed.data.clone()));
         self.next_frame += 1;
-        let entries = std::mem::take(&mut self.entries);
-        Some(SealedFrame { frame: header.frame, writes, entries, placed })
+        let (entries, moved) = (std::mem::take(&mut self.entries), std::mem::take(&mut self.moved));
+        Some(SealedFrame { frame: header.frame, writes, entries, moved, placed })
+    }
+}
+
+fn retired_record(value: &[u8]) -> Record<'_> {
+    Record {
+        kind: RecordType::Retired,
+        sequence: 0,
+        database: 0,
+        expires_at_ms: 0,
+        batch: None,
+        key: &[],
+        value,
     }
 }

@@ -19,6 +19,8 @@ pub mod clear;
 mod commit;
 pub mod device_format;
 pub mod durability;
+mod extents;
+pub mod gc;
 pub mod index;
 mod io_queue;
 mod log;
@@ -41,6 +43,7 @@ use crate::limits::{ENGINE_OPERATIONS_MAX, KEY_SIZE_MAX, VALUE_SIZE_MAX};
 use allocator::Allocator;
 use commit::Committer;
 use durability::Durability;
+use gc::{Collector, GcStats};
 use io_queue::{Finished, IoQueue};
 use op::{Answer, Clock, HoldId, OpError, ShardId, ShardOp};
 use operations::{BatchHold, Operation};
@@ -77,7 +80,12 @@ pub struct EngineStats {
     pub damaged_reads: u64,
     /// Extents that were left because a write failed in them.
     pub extents_left: u64,
+    /// What garbage collection did.
+    pub gc: GcStats,
 }
+
+/// How often operations that wait for room are tried again.
+const STALLED_RETRY_US: u64 = 200;
 
 /// The shards of one reactor on one queue pair.
 pub struct Engine<D> {
@@ -97,6 +105,9 @@ pub struct Engine<D> {
     /// Bytes of values that wait for room in the log.
     stalled_size: usize,
     committer: Committer,
+    collector: Collector,
+    /// When operations that wait for room were last tried again.
+    stalled_tried_us: u64,
     value_size_max: u64,
     answers: Vec<(u64, Answer)>,
     /// Holds whose `Locked` answer never left.
@@ -135,6 +146,8 @@ impl<D: Device> Engine<D> {
             reads_size: 0,
             stalled_size: 0,
             committer: Committer::new(durability),
+            collector: Collector::new(),
+            stalled_tried_us: 0,
             answers: Vec::new(),
             abandoned: Vec::new(),
             finished: Vec::new(),
@@ -149,11 +162,42 @@ impl<D: Device> Engine<D> {
     /// answer can rest on it; and a frame of this start is put behind the last one of each shard that did not stop
     /// cleanly, so that no leftover of a torn write can ever be taken for its successor.
     pub fn settle(&mut self, clock: Clock) -> Result<(), OpError> {
-        for shard in self.shards.iter_mut().filter(|shard| !shard.clean) {
-            shard.log.mark_start();
+        for at in 0..self.shards.len() {
+            if !self.shards[at].clean {
+                self.shards[at].log.mark_start();
+            }
+            // Parts that were decided elsewhere are decided here too from now on; the others' records may then go.
+            for (batch, coordinator) in std::mem::take(&mut self.shards[at].copies_due) {
+                self.settle_copy(at, batch, coordinator, clock);
+            }
         }
         self.committer.force_flush();
-        self.drain(clock)
+        self.drain(clock)?;
+        if self.shards.iter().all(|shard| shard.copies_due.is_empty()) {
+            self.allocator.on_settled(self.shards.len() as u32);
+        } else {
+            tracing::warn!("no room for the commit records of earlier batches: no garbage is collected");
+        }
+        Ok(())
+    }
+
+    /// Logs a copy of a commit record, while nothing else goes on. It is due again when there is no room for it.
+    fn settle_copy(&mut self, at: usize, batch: op::BatchId, coordinator: ShardId, clock: Clock) {
+        let record = operations::commit_record(batch, coordinator, &[0, 0]);
+        let draft = log::Draft { record, purpose: allocator::Purpose::Reserve, lazy: false };
+        for _ in 0..2 {
+            match self.append(at, draft, clock) {
+                Ok(_) => return,
+                Err(operations::AppendError::Stall) => {
+                    self.committer.force_flush();
+                    if self.drain(clock).is_err() {
+                        break;
+                    }
+                }
+                Err(operations::AppendError::Failed(_)) => break,
+            }
+        }
+        self.shards[at].copies_due.push((batch, coordinator));
     }
 
     /// Stops admitting operations, finishes what is there and marks every shard as cleanly stopped. Waits for the device.
@@ -187,6 +231,9 @@ impl<D: Device> Engine<D> {
             if idle && self.shards.iter().all(|shard| shard.stalled.is_empty()) {
                 return Ok(());
             }
+            if self.shards.iter().any(|shard| shard.log.is_dirty()) {
+                self.committer.force_flush();
+            }
             if !progress {
                 std::hint::spin_loop();
             }
@@ -217,6 +264,7 @@ impl<D: Device> Engine<D> {
             bytes_read: self.queue.bytes_read,
             flushes: self.queue.flush_count,
             groups: self.committer.group_count(),
+            gc: self.collector.stats,
             ..self.stats
         }
     }
@@ -235,7 +283,7 @@ impl<D: Device> Engine<D> {
             let left_ms = at.saturating_add(1).saturating_sub(clock.unix_ms).max(1);
             clock.monotonic_us.saturating_add(left_ms.saturating_mul(1_000))
         });
-        commit.into_iter().chain(expiry).min()
+        commit.into_iter().chain(expiry).chain(self.collect_deadline_us()).min()
     }
 
     /// Takes an operation. Its answer comes from `poll`, with `token`, once. Refused operations come back.
@@ -267,6 +315,19 @@ impl<D: Device> Engine<D> {
         progress
     }
 
+    /// Tries those again who wait for room that garbage collection makes, here or in another engine.
+    fn retry_stalled(&mut self, clock: Clock) {
+        if self.committer.is_in_group() || clock.monotonic_us < self.stalled_tried_us + STALLED_RETRY_US {
+            return;
+        }
+        self.stalled_tried_us = clock.monotonic_us;
+        for at in 0..self.shards.len() {
+            if !self.shards[at].stalled.is_empty() {
+                self.resume_stalled(at, clock);
+            }
+        }
+    }
+
     /// One pass: completions, waiting operations, the next group, the doorbell.
     fn step(&mut self, clock: Clock) -> bool {
         let mut finished = std::mem::take(&mut self.finished);
@@ -279,6 +340,7 @@ impl<D: Device> Engine<D> {
                 }
                 io_queue::Purpose::Write { frame } => self.on_group_write(frame, one.status, clock),
                 io_queue::Purpose::Flush => self.on_group_flush(one.status, clock),
+                io_queue::Purpose::Collect => self.on_collect_read(one.buf, one.status, clock),
             }
         }
         self.finished = finished;
@@ -289,8 +351,10 @@ impl<D: Device> Engine<D> {
             self.shards[at].reap_expired(clock.unix_ms, 64);
         }
         self.start_reads();
+        let collected = self.collect(clock);
+        self.retry_stalled(clock);
         let started = self.start_group(clock);
         self.queue.submit();
-        progress || started
+        progress || started || collected
     }
 }

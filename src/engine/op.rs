@@ -181,12 +181,19 @@ pub enum ShardOp {
         /// Shards that took part.
         participant_count: u16,
     },
-    /// Ends a hold: prepared effects become visible, or never happened, by the outcome. Answer: `Done`.
+    /// Ends a hold: prepared effects become visible, or never happened, by the outcome. Answer: `Done`, for a committed batch
+    /// once what this shard has of it no longer needs the coordinator's commit record, or `Failed` when it will go on needing
+    /// it.
     Release {
         /// The hold that `Locked` named.
         hold: HoldId,
         /// The outcome.
         outcome: BatchOutcome,
+    },
+    /// Every participant of a batch stands without the commit record that this shard logged. Answer: `Done`.
+    Forget {
+        /// The batch.
+        batch: BatchId,
     },
     /// Keys in hash order from a cursor. Answer: `Scanned`.
     Scan {
@@ -203,6 +210,8 @@ pub enum ShardOp {
     Clear,
     /// Makes everything logged so far durable, whatever the mode. Answer: `Done`.
     Sync,
+    /// Collects every extent of which that frees a part worth it. Answer: `Done`.
+    Compact,
 }
 
 /// Names a hold on one shard.

@@ -21,6 +21,8 @@ use crate::limits::KEY_SIZE_MAX;
 mod batches;
 mod gate;
 
+pub(super) use batches::commit_record;
+
 /// An operation that waits.
 pub(super) struct Operation {
     pub(super) token: u64,
@@ -44,6 +46,8 @@ pub(super) enum State {
     Prepare(Box<PrepareState>),
     /// Waits for room in the log.
     Commit { batch: BatchId, participant_count: u16 },
+    /// Waits for room in the log: a copy of another shard's commit record.
+    CommitCopy { batch: BatchId, coordinator: ShardId },
     /// Waits at the gate until nothing holds a key.
     Clear,
     /// Waits at the gate until nothing holds a key, to be told of it.
@@ -83,9 +87,22 @@ pub(super) struct BatchHold {
     shard: usize,
     keys: Vec<Key>,
     prepared: Vec<(Key, KeyEffect, Appended)>,
+    /// What was prepared for, and who decides it.
+    batch: Option<(BatchId, ShardId, u16)>,
 }
 
 impl BatchHold {
+    /// Whether a part of this key was logged.
+    pub(super) fn has_prepared(&self, shard: usize, key: &Key) -> bool {
+        self.shard == shard && self.prepared.iter().any(|(one, _, _)| one == key)
+    }
+
+    /// Extents of a shard that hold parts which nothing has decided yet.
+    pub(super) fn prepared_extents(&self, shard: usize) -> impl Iterator<Item = u32> + '_ {
+        let of_shard = if self.shard == shard { self.prepared.as_slice() } else { &[] };
+        of_shard.iter().map(|(_, _, appended)| appended.extent)
+    }
+
     /// Records of this shard are elsewhere now.
     pub(super) fn on_moved(&mut self, shard: usize, moves: &[Move]) {
         if self.shard == shard {
@@ -119,6 +136,10 @@ impl<D: Device> Engine<D> {
                 self.enter_log(at, token, State::Commit { batch, participant_count }, clock);
             }
             ShardOp::Release { hold, outcome } => self.release_hold(token, hold, outcome, clock),
+            ShardOp::Forget { batch } => {
+                self.shards[at].unsettled.remove(&batch);
+                self.answers.push((token, Answer::Done));
+            }
             ShardOp::Close => self.close_gate(at, token, clock),
             ShardOp::Clear => self.clear(at, token, clock),
             ShardOp::Watch { key } => {
@@ -152,6 +173,7 @@ impl<D: Device> Engine<D> {
                 self.answer_after(at, token, depends_on, Answer::Count(count));
             }
             ShardOp::Sync => self.sync(at, token),
+            ShardOp::Compact => self.compact(at, token),
         }
     }
 
@@ -350,7 +372,7 @@ impl<D: Device> Engine<D> {
             Ok(appended) => {
                 let shard = &mut self.shards[at];
                 shard.log.note_entry(key.clone(), appended.sequence);
-                shard.install(key.clone(), &effect, appended);
+                shard.install(key.clone(), &effect, appended, false);
                 self.answer_after(at, token, appended.frame, Answer::Reply(reply));
                 None
             }
@@ -386,7 +408,12 @@ impl<D: Device> Engine<D> {
 
     // --- the log -----------------------------------------------------------------------------------------------
 
-    fn append(&mut self, at: usize, draft: Draft<'_>, clock: Clock) -> Result<Appended, AppendError> {
+    pub(super) fn append(
+        &mut self,
+        at: usize,
+        draft: Draft<'_>,
+        clock: Clock,
+    ) -> Result<Appended, AppendError> {
         if let Some(error) = self.committer.poisoned() {
             return Err(AppendError::Failed(error));
         }
@@ -395,15 +422,23 @@ impl<D: Device> Engine<D> {
         match self.shards[at].log.append(draft, &allocator) {
             Ok(appended) => {
                 self.shards[at].clean = false;
-                self.committer.on_append(clock);
+                self.shards[at].note_appended(&draft.record, &appended);
+                self.committer.on_append(draft.lazy, clock);
                 self.stats.records += 1;
-                self.stats.user_bytes += user_size;
+                if draft.purpose != Purpose::Collection {
+                    self.stats.user_bytes += user_size;
+                    self.collector.on_user_append(appended.size);
+                }
                 Ok(appended)
             }
             Err(NoRoom::Stall) => Err(AppendError::Stall),
+            // Whoever waits for room waits for garbage collection, as long as that has something to free.
+            Err(NoRoom::Full) if draft.purpose != Purpose::Collection && self.can_reclaim(clock) => {
+                Err(AppendError::Stall)
+            }
             Err(NoRoom::Full) => Err(AppendError::Failed(match draft.purpose {
                 Purpose::Data => OpError::DeviceFull,
-                Purpose::Reserve => OpError::ReserveExhausted,
+                _ => OpError::ReserveExhausted,
             })),
         }
     }
@@ -439,6 +474,9 @@ impl<D: Device> Engine<D> {
                 State::Commit { batch, participant_count } => {
                     self.commit(at, token, batch, participant_count, clock)
                 }
+                State::CommitCopy { batch, coordinator } => {
+                    self.copy_commit(at, token, batch, coordinator, clock)
+                }
                 state => Some(state),
             };
             match again {
@@ -468,7 +506,7 @@ impl<D: Device> Engine<D> {
     }
 }
 
-enum AppendError {
+pub(super) enum AppendError {
     Stall,
     Failed(OpError),
 }
@@ -479,5 +517,5 @@ fn effect_draft<'a>(key: &'a Key, effect: &'a KeyEffect, batch: Option<BatchMark
         KeyEffect::Delete => (RecordType::Delete, &[], 0, Purpose::Reserve),
     };
     let record = Record { kind, sequence: 0, database: 0, expires_at_ms, batch, key, value };
-    Draft { record, purpose }
+    Draft { record, purpose, lazy: false }
 }

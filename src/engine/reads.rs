@@ -47,6 +47,13 @@ pub(super) struct ReadJob {
     to: ReadFor,
 }
 
+impl ReadJob {
+    /// Whether it reads from this extent.
+    pub(super) fn is_of(&self, shard: usize, extent: u32) -> bool {
+        self.shard == shard && self.entry.extent == extent
+    }
+}
+
 impl<D: Device> Engine<D> {
     pub(super) fn start_read(&mut self, at: usize, key: Key, entry: Entry, to: ReadFor) {
         let block = u64::from(self.superblock.block_size);

@@ -18,11 +18,13 @@ use hashbrown::HashMap;
 use siphasher::sip::SipHasher13;
 
 use super::action::is_expired;
+use super::extents::Extents;
 use super::index::{Entry, HashIndex, Index, hash_key};
-use super::log::{Appended, Move, PlacedFrame, ShardLog};
-use super::op::{Answer, Current, Key, KeyEffect, OpError, ShardId, Value};
+use super::log::{Appended, Move, Moved, OpenExtent, Relocated, ShardLog};
+use super::op::{Answer, BatchId, Current, Key, KeyEffect, OpError, ShardId, Value};
 use super::recovery::Doubt;
 use crate::format::Place;
+use crate::format::record::{Record, RecordType};
 use crate::format::superblock::Superblock;
 use crate::probe::{self, Probe};
 
@@ -47,6 +49,8 @@ pub(super) struct Pending {
     hash: u64,
     /// Expired and reaped: absent, whatever the record says.
     reaped: bool,
+    /// Its record is a part of a batch.
+    is_part: bool,
 }
 
 /// A key's state as far as memory knows it.
@@ -77,10 +81,14 @@ pub struct ShardState {
     pub(super) id: ShardId,
     pub(super) index: HashIndex,
     pub(super) log: ShardLog,
-    pub(super) places: BTreeMap<u32, Place>,
+    pub(super) extents: Extents,
     pub(super) durable_frame: u64,
     pub(super) clean: bool,
     pub(super) doubt: Doubt,
+    /// Nothing of it is damaged, so garbage can be told from what was lost.
+    pub(super) is_collectable: bool,
+    /// Batches with live parts here that only another shard's commit record decides, with that shard.
+    pub(super) copies_due: Vec<(BatchId, ShardId)>,
 }
 
 impl ShardState {
@@ -100,6 +108,13 @@ impl ShardState {
     }
 }
 
+/// A FLUSHALL: extents older than its own hold nothing any more.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cleared {
+    pub(super) frame: u64,
+    pub(super) extent: u32,
+}
+
 /// One shard.
 pub(super) struct Shard {
     pub(super) id: ShardId,
@@ -112,7 +127,16 @@ pub(super) struct Shard {
     /// Operations that wait behind a Clear or Close; that is the first.
     pub(super) gate: VecDeque<usize>,
     pub(super) log: ShardLog,
-    places: BTreeMap<u32, Place>,
+    pub(super) extents: Extents,
+    /// Garbage may be collected.
+    pub(super) is_collectable: bool,
+    pub(super) copies_due: Vec<(BatchId, ShardId)>,
+    /// Batches that this shard decided and whose parts are not yet known to stand without it.
+    pub(super) unsettled: BTreeSet<BatchId>,
+    /// The last FLUSHALL, while extents from before it are still there.
+    pub(super) cleared: Option<Cleared>,
+    /// Bytes that garbage collection could free, as the allocator was told.
+    pub(super) reclaimable: u64,
     watches: KeyMap<Watch>,
     version: u64,
     expiries: BTreeSet<(u64, Key)>,
@@ -141,10 +165,12 @@ impl Shard {
         let hash = SecretHash(superblock.secret);
         let mut expiries = BTreeSet::new();
         let mut live_bytes = 0;
+        let mut extents = state.extents;
         let mut cursor = 0;
         loop {
             cursor = state.index.scan(cursor, 1024, &mut |key, entry| {
                 live_bytes += u64::from(entry.size);
+                extents.on_entry(entry);
                 if entry.expires_at_ms != 0 {
                     expiries.insert((entry.expires_at_ms, Key::copy_from_slice(key)));
                 }
@@ -162,7 +188,12 @@ impl Shard {
             stalled: VecDeque::new(),
             gate: VecDeque::new(),
             log: state.log,
-            places: state.places,
+            extents,
+            is_collectable: state.is_collectable,
+            copies_due: state.copies_due,
+            unsettled: BTreeSet::new(),
+            cleared: None,
+            reclaimable: 0,
             watches: KeyMap::with_hasher(hash),
             version: 0,
             expiries,
@@ -200,14 +231,40 @@ impl Shard {
         {
             return Some(open.place);
         }
-        self.places.get(&extent).copied()
+        self.extents.get(extent).map(|one| one.place)
     }
 
-    /// Remembers the open extent's place beyond its closing.
-    pub(super) fn remember_place(&mut self) {
-        if let Some(open) = self.log.open_extent() {
-            self.places.insert(open.header.extent, open.place);
+    /// Notes how far the open extent is filled.
+    pub(super) fn note_filled(&mut self) {
+        if let Some(open) = self.log.open_extent().copied() {
+            self.note_open(&open).end = open.position;
         }
+    }
+
+    fn note_open(&mut self, open: &OpenExtent) -> &mut super::extents::Extent {
+        let header = &open.header;
+        self.extents.open(header.extent, open.place, header.first_frame, header.reserve)
+    }
+
+    /// Notes a record that was appended.
+    pub(super) fn note_appended(&mut self, record: &Record<'_>, at: &Appended) {
+        let Some(open) = self.log.open_extent().copied() else { return };
+        let extent = self.note_open(&open);
+        let (is_part, value_size) = (record.batch.is_some(), record.value.len() as u32);
+        extent.count_carried(record.kind, is_part, at.size, value_size, record.expires_at_ms != 0);
+        if record.kind == RecordType::Clear {
+            self.cleared = Some(Cleared { frame: at.frame, extent: at.extent });
+        }
+    }
+
+    /// The entry of a key whose newest record is on the device.
+    pub(super) fn entry(&self, key: &[u8]) -> Option<&Entry> {
+        self.index.get(self.hash(key), key)
+    }
+
+    /// Whether a newer record of the key than the index has is on its way.
+    pub(super) fn is_pending(&self, key: &Key) -> bool {
+        self.pending.contains_key(key)
     }
 
     /// Whether a key's outcome is unknown until a restart.
@@ -299,6 +356,7 @@ impl Shard {
             }
             self.live -= 1;
             self.live_bytes -= u64::from(entry.size);
+            self.extents.on_gone(&entry);
             self.expiries.remove(&(entry.expires_at_ms, key.clone()));
         }
     }
@@ -323,7 +381,7 @@ impl Shard {
     }
 
     /// Makes an appended effect the key's newest state.
-    pub(super) fn install(&mut self, key: Key, effect: &KeyEffect, at: Appended) {
+    pub(super) fn install(&mut self, key: Key, effect: &KeyEffect, at: Appended, is_part: bool) {
         self.touch(&key);
         if self.is_in_doubt() {
             self.doubt.keys.remove(&key);
@@ -351,7 +409,7 @@ impl Shard {
             }
             KeyEffect::Delete => (None, 0),
         };
-        let pending = Pending { value, expires_at_ms, at, hash, reaped: false };
+        let pending = Pending { value, expires_at_ms, at, hash, reaped: false, is_part };
         if at.frame <= self.written_frame {
             self.settle(&key, &pending);
             self.pending.remove(&key);
@@ -371,26 +429,77 @@ impl Shard {
                     value_size: value.len() as u32,
                     sequence: pending.at.sequence,
                     expires_at_ms: pending.expires_at_ms,
+                    is_part: pending.is_part,
                 };
                 self.live_bytes += u64::from(entry.size);
+                self.extents.on_entry(&entry);
                 self.index.insert(pending.hash, key, entry)
             }
             _ => self.index.remove(pending.hash, key),
         };
-        self.live_bytes -= before.map_or(0, |entry| u64::from(entry.size));
+        if let Some(before) = before {
+            self.live_bytes -= u64::from(before.size);
+            self.extents.on_gone(&before);
+        }
+    }
+
+    /// A record that garbage collection moved is written at its new place.
+    fn on_collected(&mut self, moved: &Moved) {
+        let hash = self.hash(&moved.key);
+        let Some(before) = self.index.get(hash, &moved.key).copied() else { return };
+        // Whoever wrote the key since is newer than the copy.
+        if before.sequence != moved.from_sequence {
+            return;
+        }
+        let entry = Entry {
+            extent: moved.at.extent,
+            offset: moved.at.offset,
+            size: moved.at.size,
+            value_size: moved.value_size,
+            sequence: moved.at.sequence,
+            expires_at_ms: moved.expires_at_ms,
+            is_part: false,
+        };
+        self.index.insert(hash, &moved.key, entry);
+        self.extents.on_gone(&before);
+        self.extents.on_entry(&entry);
+        self.live_bytes -= u64::from(before.size);
+        self.live_bytes += u64::from(entry.size);
     }
 
     /// A frame, and what was appended behind it, are elsewhere now.
-    pub(super) fn on_moved(&mut self, placed: &PlacedFrame, moves: &[Move]) {
-        self.places.insert(placed.extent, placed.place);
+    pub(super) fn on_moved(&mut self, left: u32, relocated: &Relocated) {
+        let moves: &[Move] = &relocated.moves;
+        let placed = &relocated.placed;
+        self.extents.on_relocated(left, placed.frame());
+        // What it carries is not counted again: it is too much rather than too little.
+        let extent = self.extents.open(placed.extent, placed.place, placed.frame(), placed.is_reserve);
+        extent.carry_bytes = placed.size();
+        extent.carry_parts = 1;
+        extent.end = u64::from(placed.end());
+        if let Some(open) = self.log.open_extent().copied() {
+            let staged = self.log.staged_size() as u64;
+            let extent = self.note_open(&open);
+            extent.carry_bytes += staged;
+            extent.carry_parts += 1;
+        }
+        if let Some(cleared) = &mut self.cleared
+            && cleared.frame >= placed.frame()
+        {
+            // Where its record is now does not matter enough to follow it: the extents are collected one by one.
+            self.cleared = None;
+        }
         for pending in self.pending.values_mut() {
             pending.at = moves.iter().find_map(|one| one.target(&pending.at)).unwrap_or(pending.at);
         }
     }
 
     /// A frame is on the device: its records can be read from there.
-    pub(super) fn on_written(&mut self, frame: u64, entries: Vec<(Key, u64)>) {
+    pub(super) fn on_written(&mut self, frame: u64, entries: Vec<(Key, u64)>, moved: &[Moved]) {
         self.written_frame = self.written_frame.max(frame);
+        for one in moved {
+            self.on_collected(one);
+        }
         for (key, sequence) in entries {
             if self.pending.get(&key).is_some_and(|pending| pending.at.sequence == sequence)
                 && let Some(pending) = self.pending.remove(&key)
@@ -409,6 +518,7 @@ impl Shard {
             }
         }
         self.index.clear();
+        self.extents.on_clear();
         self.pending.clear();
         self.expiries.clear();
         self.live = 0;
@@ -428,6 +538,7 @@ impl Shard {
             // What it replaces is no more known to be there than it is itself.
             if let Some(entry) = self.index.remove(pending.hash, &key) {
                 self.live_bytes -= u64::from(entry.size);
+                self.extents.on_gone(&entry);
             }
             self.unknown.insert(key, ());
         }

@@ -42,11 +42,17 @@ pub fn reserve_extent_count(shard_count: u16) -> u32 {
     u32::from(shard_count)
 }
 
-/// Chooses the sizes for a device: the largest extent, up to 64 MiB, of which every shard could have four.
+/// Extents above those that only garbage collection may take: one for each shard that moves records at a time.
+pub fn collection_extent_count(shard_count: u16) -> u32 {
+    u32::from(shard_count).div_ceil(4)
+}
+
+/// Chooses the sizes for a device: the largest extent, up to 64 MiB, of which every shard could have eight.
 pub fn choose(size: u64, shard_count: u16) -> Result<Layout, TooSmall> {
     let overhead = 2 * EXTENTS_OFFSET;
-    // One open extent and one reserved one for each shard.
-    let size_min = overhead + 2 * u64::from(shard_count) * EXTENT_SIZE_MIN;
+    // One open extent and one reserved one for each shard, and those of garbage collection.
+    let extent_count_min = 2 * u64::from(shard_count) + u64::from(collection_extent_count(shard_count));
+    let size_min = overhead + extent_count_min * EXTENT_SIZE_MIN;
     if size < size_min {
         return Err(TooSmall { size, shard_count, size_min });
     }
@@ -85,9 +91,9 @@ mod tests {
     #[test]
     fn parts_do_not_overlap_and_extents_scale() {
         for (size, extent_size) in [
-            (36u64 << 20, 1u64 << 20),
-            ((256 << 20) + 4096, 2 << 20),
-            (4 << 30, 32 << 20),
+            (40u64 << 20, 1u64 << 20),
+            ((512 << 20) + 4096, 2 << 20),
+            (4 << 30, 16 << 20),
             (16 << 30, 64 << 20),
             (1 << 40, 64 << 20),
         ] {
@@ -99,7 +105,7 @@ mod tests {
             assert!(layout.superblock_offset(1) + 65_536 <= layout.extent_offset(0));
             assert!(layout.extent_count >= 32);
         }
-        let error = choose(35 << 20, 16).unwrap_err();
-        assert_eq!(error.size_min, 36 << 20);
+        let error = choose(39 << 20, 16).unwrap_err();
+        assert_eq!(error.size_min, 40 << 20);
     }
 }

@@ -21,6 +21,7 @@
 
 pub mod extent;
 pub mod frame;
+pub mod frame_ranges;
 pub mod gpt;
 pub mod layout;
 pub mod record;

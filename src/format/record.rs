@@ -4,7 +4,7 @@
 //!    0  4  checksum of everything up to and including the key
 //!    4  4  checksum of the value
 //!    8  8  sequence
-//!   16  1  type: 1 put, 2 delete, 3 batch commit, 4 clear
+//!   16  1  type: 1 put, 2 delete, 3 batch commit, 4 clear, 5 retired
 //!   17  1  flags: 1 has an expiry, 2 belongs to a batch
 //!   18  1  database
 //!   19  1  value kind (0 string)
@@ -18,6 +18,7 @@
 //!
 //! Two checksums rather than one, so that a damaged value is still reported by its key. Both cover the record's place.
 
+use super::frame_ranges::FRAME_RANGE_SIZE;
 use super::slot::ShardId;
 use super::{FormatError, Place, Reader, put_varint, varint_size};
 use crate::limits::KEY_SIZE_MAX;
@@ -38,10 +39,14 @@ pub enum RecordType {
     Put,
     /// The key is gone.
     Delete,
-    /// The batch happened. The value is the number of participants, 2 bytes.
+    /// The batch happened. The value is the number of participants, 2 bytes; 0 in a copy of another shard's commit record and
+    /// in one that was moved.
     Commit,
     /// Everything in this shard before this sequence is dead.
     Clear,
+    /// Frames that the shard's log does not need any more: the value is [`super::frame_ranges::FrameRanges`]. The newest one
+    /// counts.
+    Retired,
 }
 
 /// Which batch a record belongs to, and which shard decides it.
@@ -111,6 +116,7 @@ impl Record<'_> {
             RecordType::Delete => 2,
             RecordType::Commit => 3,
             RecordType::Clear => 4,
+            RecordType::Retired => 5,
         };
         out.extend_from_slice(&[kind, flags, self.database, 0]);
         put_varint(out, self.key.len() as u32);
@@ -177,6 +183,7 @@ impl Record<'_> {
             2 => RecordType::Delete,
             3 => RecordType::Commit,
             4 => RecordType::Clear,
+            5 => RecordType::Retired,
             other => return Err(field("type", u64::from(other))),
         };
         let shape_is_right = match kind {
@@ -184,6 +191,9 @@ impl Record<'_> {
             RecordType::Delete => value_size == 0 && expires_at_ms == 0,
             RecordType::Commit => key_size == 0 && value_size == 2 && batch.is_some() && expires_at_ms == 0,
             RecordType::Clear => key_size == 0 && value_size == 0 && expires_at_ms == 0,
+            RecordType::Retired => {
+                key_size == 0 && value_size.is_multiple_of(FRAME_RANGE_SIZE) && expires_at_ms == 0 && batch.is_none()
+            }
         };
         if !shape_is_right {
             return Err(field("value length", value_size as u64));
@@ -222,6 +232,7 @@ mod tests {
             Record { kind: RecordType::Delete, value: b"", ..put },
             Record { kind: RecordType::Commit, key: b"", value: &[2, 0], batch, ..put },
             Record { kind: RecordType::Clear, key: b"", value: b"", ..put },
+            Record { kind: RecordType::Retired, key: b"", value: &[1; 32], ..put },
         ]
     }
 

@@ -50,7 +50,7 @@ impl WorldConfig {
             requests,
             shard_count,
             engine_count: if shard_count > 1 && random.chance(1, 2) { 2 } else { 1 },
-            disk_size: [12u64, 24, 64][random.index(3)] << 20,
+            disk_size: [14u64, 24, 64][random.index(3)] << 20,
             tear: [Tear::Block, Tear::Sector512, Tear::Byte][random.index(3)],
             durability: Durability::Always,
         }

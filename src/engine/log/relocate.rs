@@ -84,6 +84,9 @@ impl ShardLog {
         {
             Some(Err(error)) => {
                 allocator.give_back(target.header.extent);
+                if target.header.reserve {
+                    allocator.count_reserve(false);
+                }
                 return Err(error);
             }
             Some(Ok(extent)) => Some(extent),
@@ -97,6 +100,7 @@ impl ShardLog {
             header: FrameHeader { epoch: target.header.epoch, ..failed.header },
             extent: target.header.extent,
             place: target.place,
+            is_reserve: target.header.reserve,
             start,
             data,
         };
@@ -129,6 +133,12 @@ impl ShardLog {
         }
         if let Some(next) = next {
             allocator.give_back(next.header.extent);
+            if next.header.reserve {
+                allocator.count_reserve(false);
+            }
+        }
+        for one in &mut self.moved {
+            one.at = moves.iter().find_map(|one_move| one_move.target(&one.at)).unwrap_or(one.at);
         }
         self.header_pending = header_pending;
         self.open = Some(open);

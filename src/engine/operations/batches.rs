@@ -90,7 +90,7 @@ impl<D: Device> Engine<D> {
 
     pub(super) fn finish_lock(&mut self, at: usize, token: u64, reading: LockReading) {
         let LockReading { keys, current, dirty, depends_on, .. } = reading;
-        let hold = self.batch_holds.insert(BatchHold { shard: at, keys, prepared: Vec::new() });
+        let hold = self.batch_holds.insert(BatchHold { shard: at, keys, prepared: Vec::new(), batch: None });
         let answer = Answer::Locked { hold: HoldId(hold as u64), current, dirty };
         self.answer_after(at, token, depends_on, answer);
     }
@@ -108,6 +108,9 @@ impl<D: Device> Engine<D> {
             number: prepare.batch.number,
             coordinator: prepare.coordinator,
         };
+        if let Some(hold) = self.batch_holds.get_mut(prepare.hold.0 as usize) {
+            hold.batch = Some((prepare.batch, prepare.coordinator, prepare.participant_count));
+        }
         while let Some((key, effect)) = prepare.effects.get(prepare.next).cloned() {
             match self.append(at, effect_draft(&key, &effect, Some(batch)), clock) {
                 Ok(appended) => {
@@ -144,20 +147,14 @@ impl<D: Device> Engine<D> {
         participant_count: u16,
         clock: Clock,
     ) -> Option<State> {
-        let record = Record {
-            kind: RecordType::Commit,
-            sequence: 0,
-            database: 0,
-            expires_at_ms: 0,
-            batch: Some(BatchMark {
-                boot: batch.boot,
-                number: batch.number,
-                coordinator: self.shards[at].id,
-            }),
-            key: &[],
-            value: &participant_count.to_le_bytes(),
-        };
-        match self.append(at, Draft { record, purpose: Purpose::Reserve }, clock) {
+        let count = participant_count.to_le_bytes();
+        let record = commit_record(batch, self.shards[at].id, &count);
+        let appended = self.append(at, Draft { record, purpose: Purpose::Reserve, lazy: false }, clock);
+        if appended.is_ok() {
+            // Kept until every participant can do without it.
+            self.shards[at].unsettled.insert(batch);
+        }
+        match appended {
             Ok(appended) if participant_count > 1 => {
                 self.answer_when_durable(at, token, appended.frame, Answer::Done);
             }
@@ -168,9 +165,32 @@ impl<D: Device> Engine<D> {
         None
     }
 
+    /// Logs that another shard has committed a batch, so that the parts here stand without that shard's record. Gives itself
+    /// back when the log has no room yet.
+    pub(super) fn copy_commit(
+        &mut self,
+        at: usize,
+        token: u64,
+        batch: BatchId,
+        coordinator: ShardId,
+        clock: Clock,
+    ) -> Option<State> {
+        let record = commit_record(batch, coordinator, &[0, 0]);
+        match self.append(at, Draft { record, purpose: Purpose::Reserve, lazy: true }, clock) {
+            // Nobody is in a hurry: not even in the modes that acknowledge at once does this cause a flush of its own.
+            Ok(appended) => {
+                self.shards[at].waiters.entry(appended.frame).or_default().push((token, Answer::Done));
+            }
+            Err(AppendError::Stall) => return Some(State::CommitCopy { batch, coordinator }),
+            Err(AppendError::Failed(error)) => self.answers.push((token, Answer::Failed(error))),
+        }
+        None
+    }
+
     pub(super) fn release_hold(&mut self, token: u64, hold: HoldId, outcome: BatchOutcome, clock: Clock) {
-        self.answers.push((token, Answer::Done));
-        let Some(BatchHold { shard, keys, prepared }) = self.batch_holds.try_remove(hold.0 as usize) else {
+        let Some(BatchHold { shard, keys, prepared, batch }) = self.batch_holds.try_remove(hold.0 as usize)
+        else {
+            self.answers.push((token, Answer::Done));
             return;
         };
         // A batch that failed although its parts were logged: on a failed device only a restart tells.
@@ -183,8 +203,20 @@ impl<D: Device> Engine<D> {
             if unknown || never_written {
                 self.shards[shard].mark_unknown(key);
             } else if outcome == BatchOutcome::Committed {
-                self.shards[shard].install(key, &effect, appended);
+                self.shards[shard].install(key, &effect, appended, true);
             }
+        }
+        match batch {
+            Some((batch, coordinator, _))
+                if outcome == BatchOutcome::Committed && coordinator != self.shards[shard].id =>
+            {
+                self.enter_log(shard, token, State::CommitCopy { batch, coordinator }, clock);
+            }
+            Some((batch, _, 1)) => {
+                self.shards[shard].unsettled.remove(&batch);
+                self.answers.push((token, Answer::Done));
+            }
+            _ => self.answers.push((token, Answer::Done)),
         }
         for key in keys {
             self.release_key(shard, &key, clock);
@@ -201,5 +233,18 @@ impl<D: Device> Engine<D> {
                 self.release_key(shard, &key, clock);
             }
         }
+    }
+}
+
+/// The record that decides a batch, or a copy of it. `count` is the number of participants, 0 in a copy.
+pub(in crate::engine) fn commit_record(batch: BatchId, coordinator: ShardId, count: &[u8; 2]) -> Record<'_> {
+    Record {
+        kind: RecordType::Commit,
+        sequence: 0,
+        database: 0,
+        expires_at_ms: 0,
+        batch: Some(BatchMark { boot: batch.boot, number: batch.number, coordinator }),
+        key: &[],
+        value: count,
     }
 }

@@ -60,7 +60,7 @@ impl<D: Device> Engine<D> {
                 key: &[],
                 value: &[],
             };
-            let answer = match self.append(at, Draft { record, purpose: Purpose::Reserve }, clock) {
+            let answer = match self.append(at, Draft { record, purpose: Purpose::Reserve, lazy: false }, clock) {
                 Err(AppendError::Stall) => return,
                 Err(AppendError::Failed(error)) => Err(error),
                 Ok(appended) => {

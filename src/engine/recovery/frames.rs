@@ -8,6 +8,7 @@ use super::Damage;
 use crate::engine::index::Entry;
 use crate::engine::op::{BatchId, ShardId};
 use crate::format::frame::{FRAME_HEADER_SIZE, FrameHeader};
+use crate::format::frame_ranges::FrameRanges;
 use crate::format::record::{Decoded, Record, RecordType};
 use crate::format::superblock::Superblock;
 use crate::format::{FormatError, Place};
@@ -20,6 +21,8 @@ pub(super) struct Found {
     pub(super) entry: Entry,
     pub(super) batch: Option<(BatchId, ShardId)>,
     pub(super) participant_count: u16,
+    /// What a record of that kind says is retired.
+    pub(super) retired: Option<FrameRanges>,
     pub(super) value_intact: bool,
 }
 
@@ -139,10 +142,15 @@ pub(super) fn found_at(
         value_size: record.value.len() as u32,
         sequence: record.sequence,
         expires_at_ms: record.expires_at_ms,
+        is_part: record.batch.is_some(),
+    };
+    let retired = match record.kind {
+        RecordType::Retired if value_intact => Some(FrameRanges::decode(record.value)?),
+        _ => None,
     };
     let batch = record.batch.map(|mark| (BatchId { boot: mark.boot, number: mark.number }, mark.coordinator));
     let key = Bytes::copy_from_slice(record.key);
-    Ok((Found { kind: record.kind, key, entry, batch, participant_count, value_intact }, size))
+    Ok((Found { kind: record.kind, key, entry, batch, participant_count, retired, value_intact }, size))
 }
 
 /// Bytes that start `at` bytes into their extent.
@@ -194,7 +202,7 @@ impl Found {
             extent: self.entry.extent,
             offset: u64::from(self.entry.offset),
             size: u64::from(self.entry.size),
-            key: Some(self.key.escape_ascii().to_string()),
+            key: (self.kind != RecordType::Retired).then(|| self.key.escape_ascii().to_string()),
             what: "the value does not match its checksum".into(),
         }
     }

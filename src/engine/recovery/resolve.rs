@@ -9,12 +9,14 @@ use super::frames::Found;
 use super::survey::Survey;
 use super::{Damage, TornTail};
 use crate::engine::allocator::Allocator;
+use crate::engine::extents::{Extent, Extents};
 use crate::engine::index::{Entry, HashIndex, Index, hash_key};
 use crate::engine::log::{OpenExtent, ShardLog};
 use crate::engine::op::{BatchId, ShardId};
 use crate::engine::shard::ShardState;
 use crate::format::Place;
-use crate::format::layout::reserve_extent_count;
+use crate::format::frame_ranges::FrameRanges;
+use crate::format::layout::{collection_extent_count, reserve_extent_count};
 use crate::format::record::RecordType;
 use crate::format::superblock::Superblock;
 use crate::probe::{self, Probe};
@@ -51,6 +53,10 @@ pub struct ScannedShard {
     /// Bytes of them, headers and padding included.
     pub log_bytes: u64,
     pub(super) places: BTreeMap<u32, Place>,
+    /// Extents with accepted frames.
+    pub(super) extents: BTreeMap<u32, Extent>,
+    /// Frames that are not needed any more, and the frame that says so.
+    pub(super) retired: (u64, FrameRanges),
     pub(super) open: Option<OpenExtent>,
     /// Extents that hold accepted frames: in use.
     pub used_extents: Vec<u32>,
@@ -68,15 +74,23 @@ pub struct ScannedShard {
 impl ScannedShard {
     pub(super) fn apply(&mut self, found: Found, secret: &[u8; 16]) {
         self.record_count += 1;
-        let Found { kind, key, entry, batch, participant_count, value_intact } = found;
+        let Found { kind, key, entry, batch, participant_count, retired, value_intact } = found;
+        if let Some(extent) = self.extents.get_mut(&entry.extent) {
+            let expires = entry.expires_at_ms != 0;
+            extent.count_carried(kind, batch.is_some(), entry.size, entry.value_size, expires);
+        }
         match (kind, batch) {
             (RecordType::Commit, Some((batch, _))) => {
                 // A commit record with a damaged count still decides; the count serves the cross-check alone.
                 let count = if value_intact { participant_count } else { 0 };
                 self.commits.push((batch, count));
-                if count == 1 {
-                    let parts = self.parts.remove(&batch).unwrap_or_default();
-                    self.apply_parts(parts, secret);
+                // Whichever shard has decided, the parts of this one stand behind a record of its own.
+                let parts = self.parts.remove(&batch).unwrap_or_default();
+                self.apply_parts(parts, secret);
+            }
+            (RecordType::Retired, _) => {
+                if let Some(retired) = retired {
+                    self.retired.1 = retired;
                 }
             }
             (RecordType::Clear, _) => {
@@ -125,6 +139,11 @@ impl ScannedShard {
         let parts = std::mem::take(&mut self.parts);
         let (decided, undecided): (Vec<_>, Vec<_>) =
             parts.into_iter().partition(|(batch, _)| decisions.committed.contains(batch));
+        // Only another shard's record decides these so far.
+        let copies_due = decided
+            .iter()
+            .filter_map(|(batch, parts)| Some((*batch, parts.first()?.coordinator)))
+            .collect();
         let decided = decided.into_iter().flat_map(|(_, parts)| parts).collect();
         self.apply_parts(decided, &superblock.secret);
         for part in undecided.into_iter().flat_map(|(_, parts)| parts) {
@@ -141,12 +160,29 @@ impl ScannedShard {
             self.open,
             self.last_sequence + 1 + SEQUENCE_GAP,
             self.last_frame + 1,
+            self.retired.1,
         );
+        let mut extents = Extents::default();
+        // Where damage left records of an extent without any of its frames, the extent is known by its place alone.
+        for (number, place) in &self.places {
+            let known = self.extents.remove(number).or_else(|| {
+                self.used_extents.contains(number).then(|| Extent {
+                    last_frame: Some(0),
+                    carry_bytes: superblock.layout.extent_size,
+                    ..Extent::new(*place, 0, false)
+                })
+            });
+            if let Some(extent) = known {
+                extents.add(*number, extent);
+            }
+        }
         ShardState {
             id: self.id,
             index: self.index,
             log,
-            places: self.places,
+            extents,
+            is_collectable: self.damage.is_empty(),
+            copies_due,
             durable_frame: self.last_frame,
             clean: self.clean,
             doubt: self.doubt,
@@ -157,14 +193,24 @@ impl ScannedShard {
     pub fn id(&self) -> ShardId {
         self.id
     }
+
+    /// Whether a part of its log is not needed any more.
+    pub fn has_retired(&self) -> bool {
+        !self.retired.1.is_empty()
+    }
 }
 
 /// The allocator as the scans found it.
 pub fn rebuild_allocator(superblock: &Superblock, survey: &Survey, shards: &[ScannedShard]) -> Allocator {
     let layout = superblock.layout;
     let reserve = reserve_extent_count(superblock.shard_count);
-    let allocator = Allocator::new(layout.extent_count, reserve, superblock.boot, survey.ordinal_last);
+    let collection = collection_extent_count(superblock.shard_count);
+    let allocator =
+        Allocator::new(layout.extent_count, reserve, collection, superblock.boot, survey.ordinal_last);
     for shard in shards {
+        for _ in shard.extents.values().filter(|extent| extent.is_reserve) {
+            allocator.count_reserve(true);
+        }
         for extent in &shard.used_extents {
             allocator.claim(*extent);
         }

@@ -7,15 +7,21 @@ use super::read::{Extent, reread};
 use super::resolve::{Doubt, ScannedShard};
 use super::{Damage, TornTail};
 use crate::device::{Device, IoError};
+use crate::engine::extents;
 use crate::engine::index::HashIndex;
 use crate::engine::log::OpenExtent;
 use crate::engine::op::ShardId;
 use crate::format::Place;
 use crate::format::extent::ExtentHeader;
+use crate::format::frame_ranges::FrameRanges;
 use crate::format::superblock::Superblock;
 use crate::probe::{self, Probe};
 
 /// Reads one shard's log. `progress` is told bytes as they are read.
+///
+/// Which frames are retired must be known before the log is read, or their absence looks like damage. The newest record that
+/// says so is in the newest extents; but it counts only if its own frame does, which only reading the log tells. So each is
+/// tried, the newest first: one whose frame is torn off with the tail had not retired anything yet.
 pub fn scan_shard<D: Device>(
     device: &mut D,
     superblock: &Superblock,
@@ -23,9 +29,66 @@ pub fn scan_shard<D: Device>(
     chain: &[ExtentHeader],
     progress: &mut dyn FnMut(u64),
 ) -> Result<ScannedShard, IoError> {
-    let mut scan = Scan::new(superblock, id);
-    for header in chain {
-        let Extent { bytes, unreadable } = Extent::read(device, superblock, header.extent)?;
+    let mut kept = None;
+    let mut tries = 0;
+    for header in chain.iter().rev() {
+        let extent = Extent::read(device, superblock, header.extent)?;
+        let found = retirements(superblock, id, header, &extent.bytes);
+        // The scan needs it again.
+        kept.get_or_insert((header.extent, extent));
+        for (frame, retired) in found {
+            probe::hit_if(tries > 0, Probe::OlderRetirementTaken);
+            tries += 1;
+            let scanned = scan_with(device, superblock, id, chain, &retired, &mut kept, progress)?;
+            // Numbers of frames that were torn off come again, hence both.
+            if scanned.retired == (frame, retired) {
+                return Ok(scanned);
+            }
+        }
+    }
+    scan_with(device, superblock, id, chain, &FrameRanges::default(), &mut kept, progress)
+}
+
+/// What the frames of an extent say is retired, each with its number, the newest first.
+fn retirements(
+    superblock: &Superblock,
+    id: ShardId,
+    header: &ExtentHeader,
+    bytes: &[u8],
+) -> Vec<(u64, FrameRanges)> {
+    let block = superblock.block_size as usize;
+    let place = Place::new(&superblock.uuid, &superblock.secret, id, header.extent, header.epoch);
+    let mut found = Vec::new();
+    let mut at = block;
+    while at < bytes.len() {
+        let Some((frame, size)) = frame_at(bytes, at, place, superblock) else {
+            at += block;
+            continue;
+        };
+        let read = read_frame(&bytes[at..at + size], frame, header.extent, at, place, id);
+        let retired = read.records.into_iter().filter_map(|record| record.retired).last();
+        found.extend(retired.map(|retired| (frame.frame, retired)));
+        at += size;
+    }
+    found.reverse();
+    found
+}
+
+fn scan_with<D: Device>(
+    device: &mut D,
+    superblock: &Superblock,
+    id: ShardId,
+    chain: &[ExtentHeader],
+    retired: &FrameRanges,
+    kept: &mut Option<(u32, Extent)>,
+    progress: &mut dyn FnMut(u64),
+) -> Result<ScannedShard, IoError> {
+    let mut scan = Scan::new(superblock, id, retired);
+    for header in chain.iter().filter(|header| !retired.contains(header.first_frame)) {
+        let Extent { bytes, unreadable } = match kept.take_if(|(number, _)| *number == header.extent) {
+            Some((_, extent)) => extent,
+            None => Extent::read(device, superblock, header.extent)?,
+        };
         let size = bytes.len() as u64;
         let mut again = |from| Extent::read_part(device, superblock, header.extent, from);
         scan.extent(header, bytes, unreadable, &mut again)?;
@@ -37,6 +100,8 @@ pub fn scan_shard<D: Device>(
 /// The state of one shard's scan.
 pub(super) struct Scan<'a> {
     superblock: &'a Superblock,
+    /// Frames that need not be there.
+    retired: &'a FrameRanges,
     out: ScannedShard,
     /// Frames behind a gap, or damaged ones, until it is known whether the missing ones were durable.
     suspects: Vec<FrameRead>,
@@ -48,7 +113,7 @@ pub(super) struct Scan<'a> {
 }
 
 impl<'a> Scan<'a> {
-    fn new(superblock: &'a Superblock, id: ShardId) -> Scan<'a> {
+    fn new(superblock: &'a Superblock, id: ShardId, retired: &'a FrameRanges) -> Scan<'a> {
         let out = ScannedShard {
             id,
             index: HashIndex::default(),
@@ -63,6 +128,8 @@ impl<'a> Scan<'a> {
             record_count: 0,
             log_bytes: 0,
             places: BTreeMap::new(),
+            extents: BTreeMap::new(),
+            retired: (0, FrameRanges::default()),
             open: None,
             used_extents: Vec::new(),
             doubt: Doubt::default(),
@@ -72,13 +139,24 @@ impl<'a> Scan<'a> {
             last_sequence: 0,
             clean: false,
         };
-        Scan {
+        let mut scan = Scan {
             superblock,
+            retired,
             out,
             suspects: Vec::new(),
             suspects_durable: 0,
             headers: BTreeMap::new(),
             append_at: None,
+        };
+        scan.skip_retired();
+        scan
+    }
+
+    /// Passes over frames that are retired: the log goes on behind them.
+    fn skip_retired(&mut self) {
+        if let Some(last) = self.retired.end_of(self.out.last_frame + 1) {
+            probe::hit(Probe::RetiredFramesSkipped);
+            self.out.last_frame = last;
         }
     }
 
@@ -224,6 +302,9 @@ impl<'a> Scan<'a> {
         let is_start_mark = starts_boot && missing == 1 && !out.clean && lost_to == next.header.frame - 1;
         let expected = out.accepted_sequence..next.header.first_sequence;
         out.last_frame = lost_to;
+        if let Some(last) = self.retired.end_of(lost_to + 1) {
+            out.last_frame = last;
+        }
         if is_start_mark || expected.is_empty() {
             return;
         }
@@ -271,9 +352,26 @@ impl<'a> Scan<'a> {
         out.accepted_sequence = read.header.first_sequence + u64::from(read.header.record_count);
         // What can't be read before this frame was none of its successors.
         out.unreadable_tail = None;
+        if let Some(place) = out.places.get(&read.extent) {
+            let header = self.headers.get(&read.extent);
+            let is_reserve = header.is_some_and(|header| header.reserve);
+            // The header's number, not that of the first frame that counts: a frame whose write failed may count where it was
+            // first written, and is in the next extent again.
+            let first_frame = header.map_or(read.header.frame, |header| header.first_frame);
+            let extent = out
+                .extents
+                .entry(read.extent)
+                .or_insert_with(|| extents::Extent::new(*place, first_frame, is_reserve));
+            extent.last_frame = Some(read.header.frame);
+            extent.end = read.offset + u64::from(read.header.size);
+        }
         for found in read.records {
+            if found.retired.is_some() {
+                self.out.retired.0 = read.header.frame;
+            }
             self.out.apply(found, &self.superblock.secret);
         }
+        self.skip_retired();
     }
 
     fn finish(mut self) -> ScannedShard {
@@ -297,7 +395,10 @@ impl<'a> Scan<'a> {
             && let Some(header) = self.headers.get(&extent)
             && let Some(place) = out.places.get(&extent)
         {
-            out.open = Some(OpenExtent { header: *header, place: *place, position });
+            out.open = Some(OpenExtent { header: *header, place: *place, position, for_collection: false });
+            if let Some(extent) = out.extents.get_mut(&extent) {
+                extent.last_frame = None;
+            }
         }
         self.out
     }

@@ -1,6 +1,7 @@
 //! Doubt beside expiry, on a shard as recovery hands it over.
 
 use super::*;
+use crate::format::frame_ranges::FrameRanges;
 use crate::format::layout;
 
 fn superblock() -> Arc<Superblock> {
@@ -24,14 +25,16 @@ fn a_key_newer_than_what_was_lost_is_absent_once_it_has_expired() {
     let (newer, older) = (Key::from("newer"), Key::from("older"));
     let mut index = HashIndex::default();
     for (key, sequence) in [(&newer, 20), (&older, 5)] {
-        let entry = Entry { extent: 0, offset: 0, size: 50, value_size: 1, sequence, expires_at_ms: 100 };
+        let entry = Entry { extent: 0, offset: 0, size: 50, value_size: 1, sequence, expires_at_ms: 100, is_part: false };
         index.insert(hash_key(&superblock.secret, key), key, entry);
     }
     let state = ShardState {
         id: ShardId(0),
         index,
-        log: ShardLog::new(ShardId(0), Arc::clone(&superblock), None, 30, 2),
-        places: BTreeMap::new(),
+        log: ShardLog::new(ShardId(0), Arc::clone(&superblock), None, 30, 2, FrameRanges::default()),
+        extents: Extents::default(),
+        is_collectable: true,
+        copies_due: Vec::new(),
         durable_frame: 1,
         clean: false,
         doubt: Doubt { below: 10, ..Doubt::default() },

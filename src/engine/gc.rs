@@ -1,0 +1,716 @@
+//! Garbage collection: extents most of which is dead are emptied and go back to the allocator.
+//!
+//! ```text
+//! pick -> read -> what is live goes to the end of the log, under new sequences -> [durable] -> a record retires the frames
+//!      -> [durable] -> the extent is free
+//! ```
+//!
+//! A record is live when the index names its place. A moved record is a new one in the shard's history, so recovery needs no
+//! rule for it: the newest record of a key counts. Deletes, and commit records of batches, are moved as long as anything older
+//! in the shard could need them; when the extent is the oldest, nothing can.
+//!
+//! Invariants:
+//! - Nothing is moved of a key of which a batch has logged a part and not yet decided: the copy, being newer, would win over it.
+//!   The batch may wait for room itself, so the collection is given up, and another extent is tried.
+//! - Frames are retired only when everything that was logged up to the end of the collection is durable, and an extent is given
+//!   back only when that is durable as well and no read of it is under way.
+//! - A shard with damage is left alone: what looks dead may be all that is left.
+
+mod policy;
+
+use super::Engine;
+use super::allocator::Purpose;
+use super::extents::ExtentState;
+use super::io_queue;
+use super::log::{Draft, Moved};
+use super::op::{Answer, BatchId, Clock, Key, OpError};
+use super::operations::AppendError;
+use super::shard::Shard;
+use crate::device::{Device, DmaBuf, IoError};
+use crate::engine::action::is_expired;
+use crate::format::frame::{FRAME_HEADER_SIZE, FrameHeader};
+use crate::format::record::{Record, RecordType};
+use crate::probe::{self, Probe};
+use policy::{Candidate, pick};
+
+/// Free extents for new data below which collection begins, as a part of all.
+const FREE_TARGET_DIVISOR: u32 = 10;
+
+/// After so many collections it is the oldest extent's turn.
+const OLDEST_EVERY: u32 = 8;
+
+/// How often the extents are looked at while there are few free ones.
+const LOOK_INTERVAL_US: u64 = 1_000;
+
+/// How often otherwise.
+const IDLE_LOOK_INTERVAL_US: u64 = 100_000;
+
+/// How long a shard is left alone after a collection of it could not go on.
+const RETRY_DELAY_US: u64 = 5_000;
+
+/// How long an extent is left alone of which a batch is about to change a key.
+const AVOID_TIME_US: u64 = 20_000;
+
+/// Times that a read is tried.
+const READ_TRIES: u32 = 3;
+
+/// Bytes of the log that one pass may move: what comes from clients goes in between.
+const PASS_SIZE_MAX: u64 = 256 << 10;
+
+/// Figures of garbage collection, for one engine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct GcStats {
+    /// Extents that were emptied.
+    pub extents_collected: u64,
+    /// Extents that were given back.
+    pub extents_freed: u64,
+    /// Bytes of records that were moved.
+    pub bytes_moved: u64,
+    /// Collections that were given up.
+    pub abandoned: u64,
+}
+
+/// One extent that is being emptied.
+struct Collection {
+    shard: usize,
+    extent: u32,
+    is_oldest: bool,
+    /// Bytes from the extent's start to `bytes`.
+    at: u64,
+    end: u64,
+    next_frame: u64,
+    last_frame: u64,
+    /// What was read: frames, the first at `at`.
+    bytes: Vec<u8>,
+    /// Bytes of the frame at `at` whose records have been dealt with; 0 when it was not begun.
+    position: usize,
+    is_reading: bool,
+    tries_left: u32,
+}
+
+/// What one engine collects.
+pub(super) struct Collector {
+    active: Option<Collection>,
+    /// Bytes of victims that may be read for what was written; unlimited while somebody waits for room.
+    credit: i64,
+    since_oldest: u32,
+    next_look_us: u64,
+    retry_us: u64,
+    /// Bytes of victim for each byte that clients write, in 1/256.
+    ratio: i64,
+    /// Who asked for everything to be collected, by shard.
+    pub(super) compactions: Vec<(usize, u64)>,
+    enabled: bool,
+    pub(super) stats: GcStats,
+}
+
+impl Collector {
+    pub(super) fn new() -> Collector {
+        Collector {
+            active: None,
+            credit: 0,
+            since_oldest: 0,
+            next_look_us: 0,
+            retry_us: 0,
+            ratio: 256,
+            compactions: Vec::new(),
+            enabled: false,
+            stats: GcStats::default(),
+        }
+    }
+
+    /// Clients wrote: as much of the victims may be read as gives that much back.
+    pub(super) fn on_user_append(&mut self, size: u32) {
+        if self.active.is_some() {
+            self.credit = (self.credit + i64::from(size) * self.ratio / 256).min(64 << 20);
+        }
+    }
+}
+
+/// What to do with a record of a victim.
+enum Fate {
+    Drop,
+    /// A batch is about to change its key.
+    Wait,
+    MoveLive,
+    MoveDelete,
+    MoveCommit,
+}
+
+enum Moving {
+    /// Everything that could be moved for now has been; whether that was anything.
+    Pause(bool),
+    /// The frames that were read are done.
+    NeedBytes,
+    Done,
+    /// It can't go on for now; another extent may do.
+    Avoid,
+    /// It can't go on.
+    GiveUp,
+    Damaged(String),
+}
+
+impl<D: Device> Engine<D> {
+    /// Whether garbage collection may still make room for somebody who waits for it.
+    pub(super) fn can_reclaim(&mut self, clock: Clock) -> bool {
+        if !self.collector.enabled || self.stopping {
+            return false;
+        }
+        if clock.monotonic_us >= self.collector.next_look_us {
+            self.look(clock);
+        }
+        self.allocator.reclaimable() >= self.superblock.layout.extent_size
+    }
+
+    /// One pass of garbage collection. True when anything happened.
+    pub(super) fn collect(&mut self, clock: Clock) -> bool {
+        if self.committer.poisoned().is_some() || self.stopping {
+            if std::mem::take(&mut self.collector.enabled) {
+                // Nobody is to wait for what does not come any more.
+                for shard in &mut self.shards {
+                    self.allocator.report_reclaimable(std::mem::take(&mut shard.reclaimable), 0);
+                }
+            }
+            return false;
+        }
+        if !self.collector.enabled {
+            // Another shard's commit record may be the only one that decides a batch here until its start is durable too.
+            self.collector.enabled = self.allocator.settled_count() >= u32::from(self.superblock.shard_count);
+            if !self.collector.enabled {
+                return false;
+            }
+        }
+        let mut progress = false;
+        for at in 0..self.shards.len() {
+            progress |= self.let_go(at, clock);
+        }
+        if self.collector.active.is_some() {
+            return self.go_on_collecting(clock) || progress;
+        }
+        if clock.monotonic_us >= self.collector.next_look_us {
+            progress |= self.look(clock);
+        }
+        progress
+    }
+
+    /// Microseconds on the monotonic clock when `collect` has something to do although nothing comes in.
+    pub(super) fn collect_deadline_us(&self) -> Option<u64> {
+        // Another engine may come to wait for what this one can free, and can't say so.
+        let has_reason = |shard: &Shard| {
+            !shard.stalled.is_empty() || shard.cleared.is_some() || shard.reclaimable > 0
+        };
+        let waits = self.shards.iter().any(has_reason) || !self.collector.compactions.is_empty();
+        (self.collector.enabled && waits).then_some(self.collector.next_look_us)
+    }
+
+    fn free_target(&self) -> u32 {
+        (self.allocator.count() / FREE_TARGET_DIVISOR).max(2)
+    }
+
+    /// Whether somebody waits for what collection frees.
+    fn is_pressing(&self) -> bool {
+        self.allocator.available_count() == 0
+            || !self.collector.compactions.is_empty()
+            || self.shards.iter().any(|shard| !shard.stalled.is_empty())
+    }
+
+    /// Extents of a shard that may be collected.
+    fn candidates(&self, at: usize, clock: Clock, out: &mut Vec<Candidate>) {
+        let shard = &self.shards[at];
+        if !shard.is_collectable || shard.is_in_doubt() || shard.has_unknown() {
+            return;
+        }
+        let open = shard.log.open_extent().map(|open| open.header.extent);
+        let oldest = shard.extents.oldest();
+        for (number, one) in shard.extents.iter() {
+            let is_oldest = Some(number) == oldest;
+            // A FLUSHALL can't be moved: it would drop what came after it.
+            if one.state != ExtentState::InUse || Some(number) == open || (one.has_clear && !is_oldest) {
+                continue;
+            }
+            if clock.monotonic_us < one.avoid_until_us {
+                continue;
+            }
+            out.push(Candidate {
+                shard: at,
+                extent: number,
+                size: self.superblock.layout.extent_size,
+                live: one.live_bytes,
+                carry: one.carry_bytes,
+                is_oldest,
+            });
+        }
+    }
+
+    /// Looks at all extents: lets go of those that need no reading, tells the allocator what could be freed, and begins a
+    /// collection where it is worth it.
+    fn look(&mut self, clock: Clock) -> bool {
+        let low = self.allocator.available_count() < self.free_target();
+        let soon = low || !self.collector.compactions.is_empty();
+        let interval = if soon { LOOK_INTERVAL_US } else { IDLE_LOOK_INTERVAL_US };
+        self.collector.next_look_us = clock.monotonic_us + interval;
+        let extent_size = self.superblock.layout.extent_size;
+        let mut candidates = Vec::new();
+        let mut progress = false;
+        for at in 0..self.shards.len() {
+            let first = candidates.len();
+            self.candidates(at, clock, &mut candidates);
+            let held: Vec<u32> = self.prepared_extents(at).collect();
+            let shard = &mut self.shards[at];
+            let written = shard.written_frame;
+            let last_frame = shard.log.last_frame();
+            candidates.retain(|one| {
+                if one.shard != at {
+                    return true;
+                }
+                // Its records must be on the device, and no batch may be about to make one of them count.
+                let last = shard.extents.get(one.extent).and_then(|one| one.last_frame);
+                let is_sealed = last.is_some_and(|last| last <= written);
+                if !is_sealed || held.contains(&one.extent) {
+                    return false;
+                }
+                let cleared = shard.cleared.is_some_and(|cleared| {
+                    let of_clear = shard.extents.get(cleared.extent).map_or(0, |one| one.first_frame);
+                    cleared.frame <= written
+                        && shard.unsettled.is_empty()
+                        && shard.extents.get(one.extent).is_some_and(|one| one.first_frame < of_clear)
+                });
+                if cleared || (one.live == 0 && (one.carry == 0 || one.is_oldest) && shard.unsettled.is_empty()) {
+                    shard.extents.empty(one.extent, last_frame);
+                    progress = true;
+                    return false;
+                }
+                true
+            });
+            if shard.cleared.is_some_and(|cleared| cleared.frame <= written) && shard.unsettled.is_empty() {
+                shard.cleared = None;
+            }
+            let gain: u64 =
+                candidates[first..].iter().filter(|one| one.is_worth_it()).map(Candidate::gain).sum();
+            let leaving = shard.extents.leaving.len() as u64 * extent_size;
+            let under_way = match &self.collector.active {
+                Some(active) if active.shard == at => extent_size / 16,
+                _ => 0,
+            };
+            let reclaimable = gain + leaving + under_way;
+            self.allocator.report_reclaimable(shard.reclaimable, reclaimable);
+            shard.reclaimable = reclaimable;
+        }
+        if self.collector.active.is_none() && clock.monotonic_us >= self.collector.retry_us
+            && soon {
+                progress |= self.begin(&candidates, clock);
+            }
+        self.end_compactions(&candidates);
+        progress
+    }
+
+    /// Extents with parts of batches that are not decided yet.
+    fn prepared_extents(&self, at: usize) -> impl Iterator<Item = u32> + '_ {
+        self.batch_holds.iter().flat_map(move |(_, hold)| hold.prepared_extents(at))
+    }
+
+    /// Whether a batch has logged a part for this key that is not decided yet.
+    fn is_prepared(&self, at: usize, key: &Key) -> bool {
+        self.batch_holds.iter().any(|(_, hold)| hold.has_prepared(at, key))
+    }
+
+    fn begin(&mut self, candidates: &[Candidate], clock: Clock) -> bool {
+        let Some(victim) = pick(candidates, self.collector.since_oldest >= OLDEST_EVERY) else { return false };
+        if !self.allocator.begin_collection() {
+            return false;
+        }
+        let target = i64::from(self.free_target());
+        let one = self.shards[victim.shard].extents.get_mut(victim.extent);
+        let Some((last_frame, one)) = one.and_then(|one| Some((one.last_frame?, one))) else {
+            self.allocator.end_collection();
+            return false;
+        };
+        one.state = ExtentState::Collecting;
+        self.collector.since_oldest =
+            if victim.is_oldest { 0 } else { self.collector.since_oldest.saturating_add(1) };
+        // What one byte written takes from the free space, one byte of gain gives back; faster when little is left.
+        let short = (target - i64::from(self.allocator.available_count())).clamp(0, target);
+        let ratio = 256 * victim.size / victim.gain().max(1);
+        self.collector.ratio = (ratio as i64) * (target + short) / target;
+        self.collector.active = Some(Collection {
+            shard: victim.shard,
+            extent: victim.extent,
+            is_oldest: victim.is_oldest,
+            at: u64::from(self.superblock.block_size),
+            end: one.end,
+            next_frame: one.first_frame,
+            last_frame,
+            bytes: Vec::new(),
+            position: 0,
+            is_reading: false,
+            tries_left: READ_TRIES,
+        });
+        self.go_on_collecting(clock);
+        true
+    }
+
+    fn go_on_collecting(&mut self, clock: Clock) -> bool {
+        let pressing = self.is_pressing();
+        let Some(active) = &self.collector.active else { return false };
+        if active.is_reading || (self.collector.credit <= 0 && !pressing) {
+            return false;
+        }
+        if clock.monotonic_us < self.collector.retry_us {
+            return false;
+        }
+        let Some(mut active) = self.collector.active.take() else { return false };
+        let moving = self.move_records(&mut active, clock);
+        match moving {
+            Moving::Pause(moved) => {
+                self.collector.active = Some(active);
+                moved
+            }
+            Moving::NeedBytes => {
+                self.read_on(&mut active);
+                self.collector.active = Some(active);
+                true
+            }
+            Moving::Done => {
+                self.finish_collection(&active);
+                true
+            }
+            Moving::Avoid => {
+                self.collector.stats.abandoned += 1;
+                self.collector.next_look_us = 0;
+                self.leave(&active, ExtentState::InUse);
+                if let Some(one) = self.shards[active.shard].extents.get_mut(active.extent) {
+                    one.avoid_until_us = clock.monotonic_us + AVOID_TIME_US;
+                }
+                true
+            }
+            Moving::GiveUp => {
+                for (_, token) in std::mem::take(&mut self.collector.compactions) {
+                    self.answers.push((token, Answer::Failed(OpError::DeviceFull)));
+                }
+                self.collector.stats.abandoned += 1;
+                self.collector.retry_us = clock.monotonic_us + RETRY_DELAY_US;
+                self.leave(&active, ExtentState::InUse);
+                false
+            }
+            Moving::Damaged(what) => {
+                tracing::error!(
+                    "extent {} can't be collected and stays as it is: {what}; run `basalt check`",
+                    active.extent
+                );
+                self.collector.stats.abandoned += 1;
+                self.leave(&active, ExtentState::Damaged);
+                false
+            }
+        }
+    }
+
+    fn leave(&mut self, active: &Collection, state: ExtentState) {
+        if let Some(one) = self.shards[active.shard].extents.get_mut(active.extent) {
+            one.state = state;
+        }
+        self.allocator.end_collection();
+    }
+
+    fn finish_collection(&mut self, active: &Collection) {
+        probe::hit(Probe::ExtentCollected);
+        let shard = &mut self.shards[active.shard];
+        // What replaces its records, and what killed the others, is in the log up to here.
+        let frame = shard.log.last_frame();
+        shard.extents.empty(active.extent, frame);
+        shard.log.end_collection();
+        self.collector.stats.extents_collected += 1;
+        self.collector.next_look_us = 0;
+        self.allocator.end_collection();
+    }
+
+    /// Reads the next piece of the victim.
+    fn read_on(&mut self, active: &mut Collection) {
+        let from = active.at + active.bytes.len() as u64;
+        let size = self.queue.transfer_size_max().min((active.end.saturating_sub(from)) as usize);
+        active.is_reading = true;
+        let offset = self.superblock.layout.extent_offset(active.extent) + from;
+        self.queue.read(io_queue::Purpose::Collect, offset, size);
+    }
+
+    pub(super) fn on_collect_read(
+        &mut self,
+        buf: Option<DmaBuf>,
+        status: Result<(), IoError>,
+        clock: Clock,
+    ) {
+        let Some(active) = &mut self.collector.active else { return };
+        active.is_reading = false;
+        match (status, buf) {
+            (Ok(()), Some(buf)) => {
+                self.collector.credit -= buf.len() as i64;
+                active.bytes.extend_from_slice(&buf);
+            }
+            (status, _) => {
+                active.tries_left -= 1;
+                if active.tries_left == 0 {
+                    let what = status.map_or_else(|error| error.to_string(), |()| "no data".into());
+                    if let Some(active) = self.collector.active.take() {
+                        tracing::error!("extent {} can't be collected: {what}", active.extent);
+                        self.collector.stats.abandoned += 1;
+                        self.leave(&active, ExtentState::Damaged);
+                    }
+                    return;
+                }
+            }
+        }
+        self.go_on_collecting(clock);
+    }
+
+    /// Deals with the records that were read, one after the other.
+    fn move_records(&mut self, active: &mut Collection, clock: Clock) -> Moving {
+        let at = active.shard;
+        let Some(place) = self.shards[at].place_of(active.extent) else { return Moving::GiveUp };
+        let mut moved_size = 0;
+        loop {
+            if active.next_frame > active.last_frame {
+                return Moving::Done;
+            }
+            let offset = active.at as u32;
+            let room = active.end - active.at;
+            if active.bytes.len() < FRAME_HEADER_SIZE {
+                let at_end = active.at + active.bytes.len() as u64 >= active.end;
+                return if at_end { Moving::Damaged("it ends too early".into()) } else { Moving::NeedBytes };
+            }
+            let header =
+                match FrameHeader::decode(&active.bytes, place, offset, self.superblock.block_size, room) {
+                    Ok(header) if header.frame == active.next_frame => header,
+                    Ok(header) => {
+                        let (got, expected) = (header.frame, active.next_frame);
+                        return self.doubt_bytes(active, format!("frame {got} where {expected} should be"));
+                    }
+                    Err(error) => return self.doubt_bytes(active, error.to_string()),
+                };
+            if active.bytes.len() < header.size as usize {
+                return Moving::NeedBytes;
+            }
+            let payload = header.payload_size as usize;
+            active.position = active.position.max(FRAME_HEADER_SIZE);
+            while active.position < payload {
+                let record_at = offset + active.position as u32;
+                let bytes = std::mem::take(&mut active.bytes);
+                let outcome = match Record::decode(&bytes[active.position..payload], place, record_at) {
+                    Ok(decoded) if decoded.value_intact => self
+                        .deal_with(active, &decoded.record, record_at, clock)
+                        .map(|moved| (decoded.size, moved)),
+                    Ok(_) => Err(Moving::Damaged("a value does not match its checksum".into())),
+                    Err(error) => Err(Moving::Damaged(error.to_string())),
+                };
+                active.bytes = bytes;
+                match outcome {
+                    Ok((size, moved)) => {
+                        active.position += size;
+                        moved_size += moved;
+                    }
+                    Err(Moving::Damaged(what)) => return self.doubt_bytes(active, what),
+                    Err(other) => return other,
+                }
+                if moved_size > PASS_SIZE_MAX {
+                    return Moving::Pause(true);
+                }
+            }
+            active.bytes.drain(..header.size as usize);
+            active.at += u64::from(header.size);
+            active.position = 0;
+            active.next_frame += 1;
+        }
+    }
+
+    /// What was read is not what was written: it is read again before anything is called damaged.
+    fn doubt_bytes(&mut self, active: &mut Collection, what: String) -> Moving {
+        active.tries_left = active.tries_left.saturating_sub(1);
+        if active.tries_left == 0 {
+            return Moving::Damaged(what);
+        }
+        active.bytes.clear();
+        Moving::NeedBytes
+    }
+
+    /// Deals with one record; gives the bytes that were moved for it.
+    fn deal_with(
+        &mut self,
+        active: &Collection,
+        record: &Record<'_>,
+        offset: u32,
+        clock: Clock,
+    ) -> Result<u64, Moving> {
+        let at = active.shard;
+        let key = Key::copy_from_slice(record.key);
+        let moved = match self.fate(active, record, &key, offset, clock) {
+            Fate::Drop => return Ok(0),
+            Fate::Wait => return Err(Moving::Avoid),
+            Fate::MoveLive => Record { batch: None, ..*record },
+            Fate::MoveDelete => {
+                Record { kind: RecordType::Delete, value: &[], expires_at_ms: 0, batch: None, ..*record }
+            }
+            Fate::MoveCommit => Record { value: &[0, 0], ..*record },
+        };
+        let is_live = matches!(moved.kind, RecordType::Put);
+        match self.append(at, Draft { record: moved, purpose: Purpose::Collection, lazy: true }, clock) {
+            Ok(appended) => {
+                if is_live {
+                    let moved = Moved {
+                        key,
+                        from_sequence: record.sequence,
+                        at: appended,
+                        value_size: record.value.len() as u32,
+                        expires_at_ms: record.expires_at_ms,
+                    };
+                    self.shards[at].log.note_moved(moved);
+                }
+                self.collector.stats.bytes_moved += u64::from(appended.size);
+                Ok(u64::from(appended.size))
+            }
+            // The frame must go first: what fills it must not wait for the lazy ones' time.
+            Err(AppendError::Stall) => {
+                self.committer.hurry();
+                Err(Moving::Pause(false))
+            }
+            Err(AppendError::Failed(_)) => Err(Moving::GiveUp),
+        }
+    }
+
+    fn fate(
+        &mut self,
+        active: &Collection,
+        record: &Record<'_>,
+        key: &Key,
+        offset: u32,
+        clock: Clock,
+    ) -> Fate {
+        let at = active.shard;
+        let shard = &self.shards[at];
+        match record.kind {
+            RecordType::Retired => Fate::Drop,
+            // Only the oldest extent may have one, and then nothing is left that it drops.
+            RecordType::Clear => Fate::Drop,
+            RecordType::Commit => {
+                let Some(mark) = record.batch else { return Fate::Drop };
+                let batch = BatchId { boot: mark.boot, number: mark.number };
+                if shard.unsettled.contains(&batch) || shard.extents.has_older_parts(active.extent) {
+                    Fate::MoveCommit
+                } else {
+                    Fate::Drop
+                }
+            }
+            RecordType::Put | RecordType::Delete => {
+                if shard.is_pending(key) {
+                    return Fate::Drop;
+                }
+                let entry = shard.entry(key).copied();
+                let is_here = entry.is_some_and(|one| one.extent == active.extent && one.offset == offset);
+                let needed = match (record.kind, entry) {
+                    (_, Some(_)) => is_here,
+                    // Absent: this says so, as does one that expires, or an older record of the key would come back.
+                    (RecordType::Delete, None) => !active.is_oldest,
+                    (_, None) => record.expires_at_ms != 0 && !active.is_oldest,
+                };
+                if !needed {
+                    return Fate::Drop;
+                }
+                if shard.holds.contains_key(key) && self.is_prepared(at, key) {
+                    probe::hit(Probe::CollectionMetHold);
+                    return Fate::Wait;
+                }
+                if is_here && !is_expired(record.expires_at_ms, clock.unix_ms) {
+                    return Fate::MoveLive;
+                }
+                if is_here {
+                    // Reaps it.
+                    self.shards[at].lookup(key, clock.unix_ms);
+                    if active.is_oldest {
+                        return Fate::Drop;
+                    }
+                }
+                Fate::MoveDelete
+            }
+        }
+    }
+
+    /// Retires the frames of emptied extents and gives retired extents back, as far as what that rests on is durable.
+    fn let_go(&mut self, at: usize, clock: Clock) -> bool {
+        if self.shards[at].extents.leaving.is_empty() {
+            return false;
+        }
+        let shard = &mut self.shards[at];
+        let durable = shard.durable_frame;
+        let (mut emptied, mut retired, mut waits) = (Vec::new(), Vec::new(), false);
+        for number in &shard.extents.leaving {
+            match shard.extents.get(*number).map(|one| one.state) {
+                Some(ExtentState::Emptied { frame }) if frame <= durable => emptied.push(*number),
+                Some(ExtentState::Retired { frame }) if frame <= durable => retired.push(*number),
+                _ => waits = true,
+            }
+        }
+        let mut progress = false;
+        // A commit record that a batch still rests on must be somewhere else before its frame may go; it was moved.
+        if !emptied.is_empty() {
+            let ranges: Vec<(u64, u64)> =
+                emptied.iter().filter_map(|number| shard.extents.frames_of(*number)).collect();
+            match shard.log.retire(ranges, &self.allocator) {
+                Ok(appended) => {
+                    shard.clean = false;
+                    for number in emptied {
+                        if let Some(one) = shard.extents.get_mut(number) {
+                            one.state = ExtentState::Retired { frame: appended.frame };
+                        }
+                    }
+                    self.stats.records += 1;
+                    self.committer.on_append(false, clock);
+                    waits = true;
+                    progress = true;
+                }
+                // The open frame goes first.
+                Err(_) => waits = true,
+            }
+        }
+        let shard = &mut self.shards[at];
+        for number in retired {
+            let is_read = self.reads.iter().any(|(_, job)| job.is_of(at, number));
+            if is_read {
+                continue;
+            }
+            let Some(one) = shard.extents.remove(number) else { continue };
+            progress = true;
+            if one.is_left {
+                continue;
+            }
+            if one.is_reserve {
+                self.allocator.count_reserve(false);
+            }
+            self.allocator.give_back(number);
+            self.collector.stats.extents_freed += 1;
+            self.collector.next_look_us = 0;
+            probe::hit(Probe::ExtentFreed);
+        }
+        if waits {
+            self.committer.hurry();
+        }
+        progress
+    }
+
+    /// Asks for everything of a shard to be collected that is worth it. The answer comes when that is done.
+    pub(super) fn compact(&mut self, at: usize, token: u64) {
+        self.collector.compactions.push((at, token));
+        self.collector.next_look_us = 0;
+    }
+
+    fn end_compactions(&mut self, candidates: &[Candidate]) {
+        if self.collector.compactions.is_empty() || self.collector.active.is_some() {
+            return;
+        }
+        let (shards, answers) = (&self.shards, &mut self.answers);
+        self.collector.compactions.retain(|(at, token)| {
+            let is_left = candidates.iter().any(|one| one.shard == *at && one.is_worth_it());
+            let is_done = !is_left && shards[*at].extents.leaving.is_empty();
+            if is_done {
+                answers.push((*token, Answer::Done));
+            }
+            !is_done
+        });
+    }
+}
