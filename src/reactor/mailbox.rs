@@ -12,7 +12,7 @@
 //!   It is therefore to be called after receiving too, once per pass ("rings out").
 //! - Nothing is allocated after the mesh has been made.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::wake::{EventFd, Parker, Waker};
 use crate::reactor::poller::PollerError;
@@ -163,15 +163,20 @@ impl<Q: Send, A: Send> ClientEnd<Q, A> {
     /// once), or until `timeout` is over. Returns whether there is any of that.
     pub fn wait(&mut self, timeout: Option<Duration>) -> Result<bool, PollerError> {
         self.flush();
+        let started = Instant::now();
         let ClientEnd { end, parker } = self;
-        if end.has_news() {
-            return Ok(true);
-        }
-        let slept = parker.park(|| end.has_news(), |eventfd| eventfd.wait(timeout));
-        match slept {
-            None => Ok(true),
-            Some(Ok(())) => Ok(end.has_news()),
-            Some(Err(source)) => Err(PollerError { action: "wait for answers", source }),
+        loop {
+            if end.has_news() {
+                return Ok(true);
+            }
+            let left = timeout.map(|timeout| timeout.saturating_sub(started.elapsed()));
+            match parker.park(|| end.has_news(), |eventfd| eventfd.wait(left)) {
+                None => return Ok(true),
+                // A wake for news that was found without it ends the next sleep: that is no news.
+                Some(Ok(())) if left != Some(Duration::ZERO) => {}
+                Some(Ok(())) => return Ok(end.has_news()),
+                Some(Err(source)) => return Err(PollerError { action: "wait for answers", source }),
+            }
         }
     }
 }
