@@ -202,6 +202,8 @@ basalt_controller_info(struct spdk_nvme_ctrlr *controller, struct basalt_control
 	copy_text(info->model, data->mn, sizeof(data->mn));
 	copy_text(info->serial, data->sn, sizeof(data->sn));
 	copy_text(info->firmware, (const int8_t *)data->fr, sizeof(data->fr));
+	/* Terminated where it is shorter than its field, and by the memset where it is not. */
+	memcpy(info->subsystem, data->subnqn, sizeof(info->subsystem) - 1);
 	info->volatile_write_cache = data->vwc.present;
 	info->is_fabrics = id->trtype != SPDK_NVME_TRANSPORT_PCIE;
 	info->deallocate = data->oncs.dsm;

@@ -57,6 +57,8 @@ struct basalt_controller_info {
 	char model[41];
 	char serial[21];
 	char firmware[9];
+	/* NVMe qualified name of the subsystem. */
+	char subsystem[224];
 	bool volatile_write_cache;
 	bool is_fabrics;
 	bool deallocate;

@@ -225,7 +225,7 @@ impl Shared {
 }
 
 /// The namespace when it is active.
-fn active_namespace(controller: *mut spdk_nvme_ctrlr, id: u32) -> Option<NonNull<spdk_nvme_ns>> {
+pub(super) fn active_namespace(controller: *mut spdk_nvme_ctrlr, id: u32) -> Option<NonNull<spdk_nvme_ns>> {
     // SAFETY: the controller lives; an id beyond its namespaces gives null.
     let namespace = NonNull::new(unsafe { spdk_nvme_ctrlr_get_ns(controller, id) })?;
     // SAFETY: it is a namespace of a controller that lives.
@@ -249,7 +249,7 @@ impl Identity {
 }
 
 /// Detaches a controller that did not get as far as its [`Controller`].
-struct Attached(Option<NonNull<spdk_nvme_ctrlr>>);
+pub(super) struct Attached(pub(super) Option<NonNull<spdk_nvme_ctrlr>>);
 
 impl Drop for Attached {
     fn drop(&mut self) {
@@ -312,7 +312,9 @@ impl Controller {
 
     /// Reads the health log page. Waits for the controller, so not for a reactor.
     pub(super) fn health(&self) -> Option<Health> {
-        events::read_health(&self.shared)
+        let wait = || std::thread::sleep(Duration::from_millis(1));
+        // SAFETY: the controller lives until `drop`; its admin thread polls.
+        unsafe { events::read_health(self.shared.controller, wait) }
     }
 }
 
@@ -330,7 +332,7 @@ impl Drop for Controller {
     }
 }
 
-fn connect(device: &TransportId, queue_size: u32) -> Option<NonNull<spdk_nvme_ctrlr>> {
+pub(super) fn connect(device: &TransportId, queue_size: u32) -> Option<NonNull<spdk_nvme_ctrlr>> {
     let text = CString::new(device.controller()).ok()?;
     let mut id = MaybeUninit::<spdk_nvme_transport_id>::zeroed();
     // SAFETY: both outlive the call, which fills in the zeroed structure.
@@ -350,7 +352,7 @@ fn connect(device: &TransportId, queue_size: u32) -> Option<NonNull<spdk_nvme_ct
     NonNull::new(unsafe { basalt_connect(id.as_ptr(), &options) })
 }
 
-fn unreachable_cause(device: &TransportId) -> String {
+pub(super) fn unreachable_cause(device: &TransportId) -> String {
     match device.pci_address() {
         Some(address) => format!(
             "SPDK finds no controller that it may have there: bind {address} to vfio-pci first (basalt device bind {address}), \
@@ -363,7 +365,7 @@ fn unreachable_cause(device: &TransportId) -> String {
     }
 }
 
-fn controller_info(controller: NonNull<spdk_nvme_ctrlr>) -> ControllerInfo {
+pub(super) fn controller_info(controller: NonNull<spdk_nvme_ctrlr>) -> ControllerInfo {
     let mut info = MaybeUninit::<basalt_controller_info>::zeroed();
     // SAFETY: the controller is connected.
     unsafe { basalt_controller_info(controller.as_ptr(), info.as_mut_ptr()) };
@@ -373,13 +375,13 @@ fn controller_info(controller: NonNull<spdk_nvme_ctrlr>) -> ControllerInfo {
 }
 
 /// A C string in an array.
-fn text(chars: &[c_char]) -> String {
+pub(super) fn text(chars: &[c_char]) -> String {
     let bytes: Vec<u8> = chars.iter().take_while(|c| **c != 0).map(|c| *c as u8).collect();
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// The namespace that was asked for, or the only one.
-fn choose_namespace(controller: NonNull<spdk_nvme_ctrlr>, wanted: Option<u32>) -> Result<u32, String> {
+/// The numbers of the namespaces that are active, bounded.
+pub(super) fn active_namespaces(controller: NonNull<spdk_nvme_ctrlr>) -> Vec<u32> {
     let mut active = Vec::new();
     // SAFETY: the controller is connected.
     let mut next = unsafe { spdk_nvme_ctrlr_get_first_active_ns(controller.as_ptr()) };
@@ -388,6 +390,12 @@ fn choose_namespace(controller: NonNull<spdk_nvme_ctrlr>, wanted: Option<u32>) -
         // SAFETY: as above.
         next = unsafe { spdk_nvme_ctrlr_get_next_active_ns(controller.as_ptr(), next) };
     }
+    active
+}
+
+/// The namespace that was asked for, or the only one.
+fn choose_namespace(controller: NonNull<spdk_nvme_ctrlr>, wanted: Option<u32>) -> Result<u32, String> {
+    let active = active_namespaces(controller);
     let list = active.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
     match (wanted, active.as_slice()) {
         (_, []) => Err("it has no active namespace".to_owned()),

@@ -5,6 +5,7 @@
 #![expect(unsafe_code, reason = "callbacks from SPDK")]
 
 use std::ffi::c_void;
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -127,8 +128,12 @@ unsafe extern "C" fn on_log_page(context: *mut c_void, completion: *const spdk_n
     page.status.store(status, Ordering::Release);
 }
 
-/// Reads the health log page; the admin thread polls for it. `None` when the controller does not give it.
-pub(super) fn read_health(shared: &Shared) -> Option<Health> {
+/// Reads the health log page. `wait` is called until it is there, and lets the admin queue be polled. `None` when the
+/// controller does not give it.
+///
+/// # Safety
+/// The controller lives until this returns.
+pub(super) unsafe fn read_health(controller: NonNull<spdk_nvme_ctrlr>, wait: impl Fn()) -> Option<Health> {
     let lcore = SPDK_ENV_LCORE_ID_ANY as i32;
     let size = BASALT_HEALTH_PAGE_SIZE as usize;
     // SAFETY: the environment is initialised; failure is a null result.
@@ -137,10 +142,10 @@ pub(super) fn read_health(shared: &Shared) -> Option<Health> {
         return None;
     }
     let page = Box::into_raw(Box::new(LogPage { status: AtomicU32::new(u32::MAX) }));
-    // SAFETY: page and buffer live until the completion has been seen, or for ever.
+    // SAFETY: the controller lives; page and buffer live until the completion has been seen, or for ever.
     let sent = unsafe {
         spdk_nvme_ctrlr_cmd_get_log_page(
-            shared.raw(),
+            controller.as_ptr(),
             spdk_nvme_log_page::SPDK_NVME_LOG_HEALTH_INFORMATION as u8,
             ALL_NAMESPACES,
             buffer,
@@ -164,7 +169,7 @@ pub(super) fn read_health(shared: &Shared) -> Option<Health> {
             // The controller may still write to the buffer: both are left to it.
             return None;
         }
-        std::thread::sleep(Duration::from_millis(1));
+        wait();
     };
     let mut raw = basalt_health::default();
     // SAFETY: the buffer has the bytes of a page.
