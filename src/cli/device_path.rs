@@ -1,12 +1,14 @@
 //! What a device is called on the command line, and opening it with the engine that was asked for.
 
 use std::path::{Path, PathBuf};
+#[cfg(feature = "spdk")]
+use std::time::Duration;
 
 use super::{EngineName, SpdkArgs, note};
 use crate::device::file::{DirectIo, FileOptions};
 use crate::device::signature::{self, Finding};
 #[cfg(feature = "spdk")]
-use crate::device::spdk::{EnvOptions, SpdkNamespace, SpdkOptions};
+use crate::device::spdk::{EnvOptions, SpdkNamespace, SpdkOptions, Timeouts};
 use crate::device::sync::SyncNamespace;
 use crate::device::transport_id::TransportId;
 use crate::device::uring::UringNamespace;
@@ -154,9 +156,13 @@ fn is_for_user_space(system: &System, bdf: Bdf) -> Result<(), String> {
 
 #[cfg(feature = "spdk")]
 fn open_spdk(id: &TransportId, options: OpenOptions<'_>) -> Result<AnyNamespace, DeviceError> {
-    let SpdkArgs { spdk_memory, no_hugepages } = options.spdk.cloned().unwrap_or_default();
+    let SpdkArgs { spdk_memory, no_hugepages, command_timeout } = options.spdk.cloned().unwrap_or_default();
+    let mut timeouts = Timeouts::default();
+    if let Some(seconds) = command_timeout {
+        timeouts.command = Duration::from_secs(seconds.into());
+    }
     let env = EnvOptions { memory_size: spdk_memory, no_hugepages, ..EnvOptions::default() };
-    let options = SpdkOptions { env, queue_count: options.queue_count.max(1), ..SpdkOptions::default() };
+    let options = SpdkOptions { env, timeouts, queue_count: options.queue_count.max(1) };
     let namespace = SpdkNamespace::open(id, &options)?;
     for text in namespace.notes() {
         note(text);

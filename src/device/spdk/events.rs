@@ -23,7 +23,8 @@ const LOG_PAGE_WAIT: Duration = Duration::from_secs(10);
 /// The namespace of a log page that is the controller's.
 const ALL_NAMESPACES: u32 = u32::MAX;
 
-/// Controller status: fatal.
+/// Controller status: ready, and fatal.
+const STATUS_READY: u32 = 1 << 0;
 const STATUS_FATAL: u32 = 1 << 1;
 
 /// Has SPDK report to `shared` what happens to its controller.
@@ -96,11 +97,14 @@ unsafe extern "C" fn on_timeout(
     if !shared.is_fabrics {
         // SAFETY: the controller lives; all ones are what a drive that was pulled reads as.
         let status = unsafe { basalt_controller_status(controller) };
-        if status & STATUS_FATAL != 0 {
-            shared.request_reset(
-                state.generation,
-                "a command timed out, and the controller says that it has failed",
-            );
+        let why = match (status & STATUS_FATAL != 0, status & STATUS_READY != 0) {
+            (true, _) => Some("a command timed out, and the controller says that it has failed"),
+            // Somebody else has reset it: what it had been told is forgotten, an abort as well.
+            (false, false) => Some("a command timed out, and the controller is not enabled any more"),
+            (false, true) => None,
+        };
+        if let Some(why) = why {
+            shared.request_reset(state.generation, why);
             return;
         }
     }
