@@ -66,6 +66,9 @@ struct SpdkArgs {
     /// Give SPDK ordinary pages even where hugepages are free.
     #[arg(long)]
     no_hugepages: bool,
+    /// Seconds that a command may take; then it is aborted, and if that fails, the controller reset [default: 30]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=3600))]
+    command_timeout: Option<u32>,
 }
 
 #[derive(Debug, Args)]

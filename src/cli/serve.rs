@@ -10,7 +10,7 @@ use signal_hook::iterator::Signals;
 
 use super::device_path::{self, OpenOptions, with_namespace};
 use super::progress::Progress;
-use super::{Exit, ServeArgs, config_file, fail, format, note, say};
+use super::{EngineName, Exit, ServeArgs, config_file, fail, format, note, say};
 use crate::device::Namespace;
 use crate::engine::device_format::OpenError;
 use crate::format::superblock::NoQuorum;
@@ -52,7 +52,7 @@ pub(super) fn serve(mut args: ServeArgs) -> Exit {
         Err(error) => return fail(Exit::Failed, error),
     };
     let path = args.device.clone().unwrap_or_else(|| PathBuf::from(DEVICE_DEFAULT));
-    match prepare_device(&path, args.size) {
+    match prepare_device(&path, &args) {
         Ok(()) => {}
         Err((exit, text)) => return fail(exit, text),
     }
@@ -98,7 +98,8 @@ fn reactor_cores(args: &ServeArgs) -> Result<Vec<Option<usize>>, String> {
 }
 
 /// Creates the file when there is none.
-fn prepare_device(path: &Path, size: Option<u64>) -> Result<(), (Exit, String)> {
+fn prepare_device(path: &Path, args: &ServeArgs) -> Result<(), (Exit, String)> {
+    let size = args.size;
     if device_path::transport_id(path).is_some() {
         return match size {
             Some(_) => {
@@ -106,6 +107,10 @@ fn prepare_device(path: &Path, size: Option<u64>) -> Result<(), (Exit, String)> 
             }
             None => Ok(()),
         };
+    }
+    if args.engine == Some(EngineName::Spdk) {
+        // It drives no files, which opening says; none is made for that.
+        return Ok(());
     }
     if path.symlink_metadata().is_err() {
         let size = size.unwrap_or(format::SIZE_DEFAULT);

@@ -13,7 +13,7 @@ use crate::pci::Bdf;
 
 /// How much memory SPDK gets without another wish. Hugepages that hold less are used as they are, down to the least.
 const MEMORY_SIZE_DEFAULT: u64 = 512 << 20;
-const MEMORY_SIZE_MIN: u64 = 128 << 20;
+pub(super) const MEMORY_SIZE_MIN: u64 = 128 << 20;
 
 /// What SPDK and DPDK keep for themselves, of the memory: the rest is for DMA buffers.
 const MEMORY_SIZE_OF_SPDK: u64 = 64 << 20;

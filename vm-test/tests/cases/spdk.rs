@@ -59,6 +59,12 @@ fn nothing_is_acknowledged_after_a_flush_error() -> Result<()> {
 }
 
 #[test]
+fn controller_resets_under_load() -> Result<()> {
+    faults::resets_under_load("0")?;
+    faults::resets_under_load("0,1")
+}
+
+#[test]
 fn errors_after_the_drive_was_removed() -> Result<()> {
     faults::removal(Spdk)
 }
