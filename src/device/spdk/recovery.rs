@@ -138,13 +138,15 @@ fn gone(shared: &Shared, generation: u64, why: &str) {
     shared.settle(State { phase: Phase::Gone, generation });
 }
 
-/// The namespace is still there and still the same.
+/// The namespace is still there and still the same, or the same and larger: what was added is not used before a restart.
 fn verify(shared: &Shared) -> Result<(), String> {
     let Some(namespace) = shared.namespace() else {
         return Err(format!("namespace {} is not there any more", shared.namespace_id));
     };
     let (found, expected) = (Identity::of(&namespace_info(namespace)), shared.identity);
-    if found == expected {
+    if found.block_count >= expected.block_count
+        && (Identity { block_count: expected.block_count, ..found }) == expected
+    {
         return Ok(());
     }
     Err(format!(
