@@ -30,7 +30,6 @@ pub(super) struct Identity {
 
 /// From the SMART / health log page.
 #[derive(Debug, Clone, Copy, Serialize)]
-#[cfg_attr(not(feature = "spdk"), expect(dead_code, reason = "sysfs does not tell of it"))]
 struct HealthReport {
     critical_warning: u8,
     temperature_celsius: i32,
