@@ -42,6 +42,10 @@ const AGE_INTERVAL: Duration = Duration::from_millis(50);
 /// the target, and a poll is a system call there anyway.
 const IDLE_POLLS_MAX: u32 = 8;
 
+/// How often a connection is tried when a queue is opened over a fabric. SPDK waits two seconds for the target's first answer,
+/// which a busy one may miss.
+const OPEN_TRIES_FABRICS: u32 = 5;
+
 /// Between attempts to make a queue pair again.
 const REJOIN_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -118,8 +122,11 @@ impl SpdkQueue {
             rejoin_at: now,
             controller,
         };
-        if queue.join(queue.controller.shared.state()) {
-            return Ok(queue);
+        let tries = if queue.controller.shared.is_fabrics { OPEN_TRIES_FABRICS } else { 1 };
+        for _ in 0..tries {
+            if queue.join(queue.controller.shared.state()) {
+                return Ok(queue);
+            }
         }
         let shared = &queue.controller.shared;
         let cause = match shared.state().phase {

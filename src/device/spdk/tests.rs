@@ -434,11 +434,13 @@ fn a_queue_pair_that_fails_is_reconnected() {
     buf.fill(4);
     let _ = queue.submit(Io { token: Token(1), op: IoOp::Write { offset: 0, buf, fua: false } });
     // The controller was well: its other queue goes through the same reset, and both go on.
-    while namespace.controller.shared.state() != (State { phase: Phase::Ready, generation: 1 }) {
+    let shared = &namespace.controller.shared;
+    wait_for("the reset", || {
         for queue in [&mut queue, &mut other] {
             queue.poll(&mut Vec::new());
         }
-    }
+        shared.state() == State { phase: Phase::Ready, generation: 1 }
+    });
     wait_until_back(&mut queue);
     wait_until_back(&mut other);
     assert_eq!(read(&mut other, 4096, 4096).unwrap(), [3; 4096]);
@@ -520,4 +522,20 @@ fn another_namespace_behind_the_same_name_is_never_written_to() {
             }
         }
     }
+}
+
+/// SPDK itself gives a connection two seconds.
+#[test]
+fn a_queue_opens_on_a_target_that_takes_its_time_to_answer() {
+    let target = Target::start(&[MALLOC]);
+    let namespace = open(&target, 0);
+    target.pause();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_secs(3));
+            target.resume();
+        });
+        let mut queue = namespace.open_queue().unwrap();
+        write(&mut queue, 0, 4096, 1).unwrap();
+    });
 }
