@@ -38,7 +38,7 @@ const MEMORY_REST_US: u64 = 1_000;
 const EVICTION_COUNT_MAX: usize = 16;
 
 /// Closing a connection that holds less than this gains nothing.
-const EVICTED_SIZE_MIN: usize = 16 << 10;
+const EVICTED_SIZE_MIN: usize = 1 << 10;
 
 /// How long accepting rests when the process is out of descriptors.
 const ACCEPT_REST_US: u64 = 100_000;

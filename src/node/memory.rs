@@ -22,6 +22,12 @@ pub fn memory_size_min(reactor_count: usize) -> u64 {
     MEMORY_SIZE_MIN + MEMORY_PER_REACTOR_MIN * reactor_count as u64
 }
 
+/// How long memory may be short before the connection that holds the most is closed.
+const STUCK_TIME_US: u64 = 500_000;
+
+/// How long it may go on until the next one is.
+const EVICTION_INTERVAL_US: u64 = 20_000;
+
 /// How short memory is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Pressure {
@@ -102,15 +108,24 @@ pub(super) struct MemoryView {
     plan: MemoryPlan,
     /// Index and cache of all reactors, when last looked.
     kept: u64,
+    /// Since when, on the monotonic clock, memory has been short without an end.
+    short_since_us: Option<u64>,
+    is_stuck: bool,
 }
 
 impl MemoryView {
     pub(super) fn new(plan: MemoryPlan) -> MemoryView {
-        MemoryView { plan, kept: 0 }
+        MemoryView { plan, kept: 0, short_since_us: None, is_stuck: false }
     }
 
     /// Publishes what this reactor takes, and says what its engine may take.
-    pub(super) fn refresh(&mut self, shared: &Shared, own: &Figures, used: MemoryUse) -> MemoryBudget {
+    pub(super) fn refresh(
+        &mut self,
+        shared: &Shared,
+        own: &Figures,
+        used: MemoryUse,
+        now_us: u64,
+    ) -> MemoryBudget {
         let set = |figure: &AtomicU64, value| figure.store(value, Ordering::Relaxed);
         set(&own.cache_memory, used.cache);
         set(&own.index_memory, used.index);
@@ -118,7 +133,23 @@ impl MemoryView {
         set(&own.reads_memory, used.reads);
         let index = shared.sum(|figures| &figures.index_memory);
         self.kept = index + shared.sum(|figures| &figures.cache_memory);
-        self.plan.budget(index, self.pressure())
+        let pressure = self.pressure();
+        self.is_stuck = false;
+        if pressure == Pressure::None {
+            self.short_since_us = None;
+        } else if now_us.saturating_sub(*self.short_since_us.get_or_insert(now_us)) >= STUCK_TIME_US {
+            self.is_stuck = true;
+            // Each connection that is closed gets the time to make a difference.
+            self.short_since_us = Some(now_us.saturating_sub(STUCK_TIME_US - EVICTION_INTERVAL_US));
+        }
+        self.plan.budget(index, pressure)
+    }
+
+    /// Whether connections are to be closed: memory is exhausted, or what is short is held by clients that do not go on. Who
+    /// is not read can't even be seen to have left.
+    pub(super) fn must_evict(&self) -> bool {
+        let pressure = self.pressure();
+        pressure == Pressure::Exhausted || (self.is_stuck && pressure == Pressure::Short)
     }
 
     /// How short memory is just now.

@@ -266,8 +266,9 @@ impl<D: Device> NodeReactor<D> {
 
     /// Looks at the node's memory and tells the engine what it may take.
     fn refresh_memory(&mut self) {
-        let Core { memory, shared, engine, index, .. } = &mut self.core;
-        let budget = memory.refresh(shared, &shared.figures[*index], engine.memory_use());
+        let Core { memory, shared, engine, index, clock, .. } = &mut self.core;
+        let own = &shared.figures[*index];
+        let budget = memory.refresh(shared, own, engine.memory_use(), clock.monotonic_us);
         engine.set_memory(budget);
     }
 }
@@ -657,7 +658,7 @@ impl<D: Device> Backend for Core<D> {
         // Of the reactors' connections it is those that hold more than their share.
         let own = self.shared.figures[self.index].connections_memory.load(Ordering::Relaxed);
         let all = self.shared.sum(|figures| &figures.connections_memory);
-        self.memory.pressure() == Pressure::Exhausted && own * self.shared.reactor_count() as u64 >= all
+        self.memory.must_evict() && own * self.shared.reactor_count() as u64 >= all
     }
 
     fn value_size_max(&self) -> u64 {
