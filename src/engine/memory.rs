@@ -67,9 +67,8 @@ impl<D: Device> Engine<D> {
     }
 
     /// The value of a record that the index names, when it is in the cache.
-    pub(super) fn cached(&mut self, at: usize, key: &Key, entry: &Entry) -> Option<Value> {
-        let shard = &self.shards[at];
-        self.cache.get(shard.hash(key), shard.id, entry.sequence)
+    pub(super) fn cached(&mut self, at: usize, hash: u64, entry: &Entry) -> Option<Value> {
+        self.cache.get(hash, self.shards[at].id, entry.sequence)
     }
 
     /// Bytes of values that another batch may read.

@@ -248,7 +248,7 @@ impl<D: Device> Engine<D> {
         let lookup = self.shards[at].lookup(&key, clock.unix_ms);
         match lookup.entry {
             Some(entry) if action.need() == Need::Value => {
-                if let Some(value) = self.cached(at, &key, &entry) {
+                if let Some(value) = self.cached(at, lookup.hash, &entry) {
                     let current = lookup.current.map(|current| Current { value: Some(value), ..current });
                     self.finish_key(at, token, key, action, current, lookup.depends_on, false, clock);
                     return;

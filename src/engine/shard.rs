@@ -58,6 +58,8 @@ pub(super) struct Lookup {
     pub(super) entry: Option<Entry>,
     /// The frame that must be durable before an answer that rests on this may leave; 0 for none.
     pub(super) depends_on: u64,
+    /// The key's hash.
+    pub(super) hash: u64,
 }
 
 /// Operations waiting for a key.
@@ -277,6 +279,7 @@ impl Shard {
 
     /// What memory knows of a key. Reaps it when it has expired.
     pub(super) fn lookup(&mut self, key: &Key, now_ms: u64) -> Lookup {
+        let hash = self.hash(key);
         let expired = |at: u64| is_expired(at, now_ms);
         if let Some(pending) = self.pending.get(key) {
             let depends_on = pending.at.frame;
@@ -287,27 +290,27 @@ impl Shard {
                         size: value.len() as u64,
                         value: Some(value.clone()),
                     };
-                    return Lookup { current: Some(current), entry: None, depends_on };
+                    return Lookup { current: Some(current), entry: None, depends_on, hash };
                 }
                 Some(_) if !pending.reaped => self.reap(key),
                 _ => {}
             }
-            return Lookup { current: None, entry: None, depends_on };
+            return Lookup { current: None, entry: None, depends_on, hash };
         }
-        match self.index.get(self.hash(key), key).copied() {
+        match self.index.get(hash, key).copied() {
             Some(entry) if !expired(entry.expires_at_ms) => {
                 let current = Current {
                     expires_at_ms: entry.expires_at_ms,
                     size: u64::from(entry.value_size),
                     value: None,
                 };
-                Lookup { current: Some(current), entry: Some(entry), depends_on: 0 }
+                Lookup { current: Some(current), entry: Some(entry), depends_on: 0, hash }
             }
             Some(_) => {
                 self.reap(key);
-                Lookup { current: None, entry: None, depends_on: self.clear_frame }
+                Lookup { current: None, entry: None, depends_on: self.clear_frame, hash }
             }
-            None => Lookup { current: None, entry: None, depends_on: self.clear_frame },
+            None => Lookup { current: None, entry: None, depends_on: self.clear_frame, hash },
         }
     }
 

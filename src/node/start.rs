@@ -48,7 +48,7 @@ pub fn start<N: Namespace>(
             keys: states.iter().map(ShardState::key_count).sum(),
             index: size::show(index_size),
             size_max: size::show(plan.size_max),
-            needed: format!("{}MiB", (index_size * 2 >> 20) + 1),
+            needed: format!("{}MiB", ((index_size * 2) >> 20) + 1),
         });
     }
     let device = namespace.name().to_owned();

@@ -463,11 +463,11 @@ impl World {
         let Some((_, open)) = self.clients[at].open.take() else { return };
         self.answered += 1;
         let full = |error: &OpError| matches!(error, OpError::DeviceFull | OpError::ReserveExhausted);
-        let short_of_memory = match &outcome {
+        let short_of_memory = matches!(
+            &outcome,
             Outcome::Reply(Reply::Error(OpError::OutOfMemory))
-            | Outcome::Batch(BatchReply::Failed(OpError::OutOfMemory)) => true,
-            _ => false,
-        };
+                | Outcome::Batch(BatchReply::Failed(OpError::OutOfMemory))
+        );
         if short_of_memory {
             self.probes.hit("write refused for want of memory");
             // The shared counter is made once and is not in anyone's model; nor is what expires as it is written.

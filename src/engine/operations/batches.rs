@@ -58,7 +58,7 @@ impl<D: Device> Engine<D> {
             if values_size_max.is_some()
                 && let Some(entry) = lookup.entry
             {
-                match (self.cached(at, key, &entry), &mut found) {
+                match (self.cached(at, lookup.hash, &entry), &mut found) {
                     (Some(value), Some(found)) => found.value = Some(value),
                     _ => wanted.push((index, key.clone(), entry)),
                 }
