@@ -191,13 +191,7 @@ impl<D: Device> NodeReactor<D> {
                 Readiness { readable: event.readable, writable: event.writable, hangup: event.hangup };
             server.on_event(event.key, ready, &mut self.core, registry);
         }
-        any
-    }
-
-    /// Starts what waits in connections and writes what is answered.
-    fn pump(&mut self, registry: &mut PollerRegistry<'_>) -> bool {
-        let Some(server) = &mut self.server else { return false };
-        let any = server.needs_pump();
+        any |= server.needs_pump();
         server.pump(&mut self.core, registry);
         any
     }
@@ -289,11 +283,12 @@ impl<D: Device> Work for NodeReactor<D> {
         busy |= self.core.engine_step();
         self.deliver();
         busy |= self.sockets(registry, events);
-        // What the sockets brought is started on the device in the same pass, and what needs no device is answered and written.
+        // What the sockets brought is started on the device in the same pass, and what needs no device is answered.
         busy |= self.core.engine_step();
-        self.deliver();
-        busy |= self.pump(registry);
-        busy |= !self.core.completions.is_empty() || !self.core.locked.is_empty();
+        if !self.core.completions.is_empty() || !self.core.locked.is_empty() {
+            busy = true;
+            self.deliver();
+        }
         self.core.rings_out();
         if busy {
             self.publish_figures();
