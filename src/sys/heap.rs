@@ -2,7 +2,7 @@
 //!
 //! The program installs it; in a process that doesn't, nothing is known.
 //!
-//! Invariants: the count is exact but for [`BATCH_SIZE`] bytes per thread, which count on their own and add up now and then,
+//! Invariants: the count is exact but for `BATCH_SIZE` bytes per thread, which count on their own and add up now and then,
 //! so that threads do not fight over one cache line.
 
 #![expect(unsafe_code, reason = "a global allocator, which hands every call on to the system's")]
