@@ -10,7 +10,7 @@ use signal_hook::iterator::Signals;
 
 use super::device_path::{self, OpenOptions, with_namespace};
 use super::progress::Progress;
-use super::{EngineName, Exit, ServeArgs, config_file, fail, format, note, say};
+use super::{EngineName, Exit, ServeArgs, config_file, fail, format, memory, note, say};
 use crate::device::Namespace;
 use crate::engine::device_format::OpenError;
 use crate::format::superblock::NoQuorum;
@@ -46,6 +46,10 @@ pub(super) fn serve(mut args: ServeArgs) -> Exit {
         Ok(reactors) => reactors,
         Err(text) => return fail(Exit::Usage, text),
     };
+    let memory = match memory::size_max(args.memory, reactors.len()) {
+        Ok(size) => size,
+        Err(text) => return fail(Exit::Usage, text),
+    };
     // The port comes first: a second start on the same port is told so before it waits for the device or recovers it.
     let mut port = match Port::bind(listen) {
         Ok(port) => port,
@@ -67,7 +71,8 @@ pub(super) fn serve(mut args: ServeArgs) -> Exit {
         Ok(namespace) => namespace,
         Err(error) => return fail(Exit::Failed, error),
     };
-    let served = with_namespace!(namespace, namespace => serve_on(namespace, &args, reactors, &mut port));
+    let served =
+        with_namespace!(namespace, namespace => serve_on(namespace, &args, reactors, memory, &mut port));
     match served {
         Ok(()) => Exit::Done,
         Err(NodeError::Open { source: source @ OpenError::Superblock(NoQuorum::NotFormatted), .. }) => fail(
@@ -153,6 +158,7 @@ fn serve_on<N: Namespace>(
     namespace: N,
     args: &ServeArgs,
     mut reactors: Vec<Option<usize>>,
+    memory_size_max: u64,
     port: &mut Port,
 ) -> Result<(), NodeError> {
     let mut progress = Progress::new("recovering");
@@ -183,6 +189,7 @@ fn serve_on<N: Namespace>(
         spin: if is_polled { SpinPolicy::Forever } else { SpinPolicy::default() },
         cores: reactors,
         connection_count_max: connection_count(args.max_clients),
+        memory_size_max,
         ..NodeConfig::default()
     };
     let summary = summary(&opened);
@@ -191,10 +198,11 @@ fn serve_on<N: Namespace>(
     let node = node::start(opened, Some(port), &config)?;
     stop_on_signals(&node, signals);
     say(format!(
-        "basalt {}: {summary}, durability {durability}, {} reactor{}, listening on {}",
+        "basalt {}: {summary}, durability {durability}, {} reactor{}, {} of memory, listening on {}",
         env!("CARGO_PKG_VERSION"),
         config.cores.len(),
         if config.cores.len() == 1 { "" } else { "s" },
+        size::show(memory_size_max),
         port.address()
     ));
     node.run()?;

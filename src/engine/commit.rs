@@ -265,7 +265,7 @@ impl<D: Device> Engine<D> {
         let Some(group) = self.committer.group.take() else { return };
         let durable = group.flush || !self.queue.device().geometry().volatile_cache;
         for GroupFrame { shard, frame, entries, .. } in group.frames {
-            self.shards[shard].on_written(frame, entries);
+            self.shards[shard].on_written(frame, entries, &mut self.cache);
         }
         if durable {
             // A flush covers what earlier groups wrote without one.

@@ -14,6 +14,7 @@
 pub mod action;
 pub mod allocator;
 pub mod batch;
+mod cache;
 pub mod check;
 pub mod clear;
 mod commit;
@@ -22,6 +23,7 @@ pub mod durability;
 pub mod index;
 mod io_queue;
 mod log;
+pub mod memory;
 pub mod op;
 mod operations;
 mod reads;
@@ -39,9 +41,11 @@ use crate::format::superblock::Superblock;
 use crate::limits::{ENGINE_OPERATIONS_MAX, KEY_SIZE_MAX, VALUE_SIZE_MAX};
 
 use allocator::Allocator;
+use cache::RecordCache;
 use commit::Committer;
 use durability::Durability;
 use io_queue::{Finished, IoQueue};
+use memory::MemoryBudget;
 use op::{Answer, Clock, HoldId, OpError, ShardId, ShardOp};
 use operations::{BatchHold, Operation};
 use reads::ReadJob;
@@ -77,6 +81,10 @@ pub struct EngineStats {
     pub damaged_reads: u64,
     /// Extents that were left because a write failed in them.
     pub extents_left: u64,
+    /// Reads that the cache answered.
+    pub cache_hits: u64,
+    /// Reads that it could not answer.
+    pub cache_misses: u64,
 }
 
 /// The shards of one reactor on one queue pair.
@@ -96,6 +104,10 @@ pub struct Engine<D> {
     reads_size: usize,
     /// Bytes of values that wait for room in the log.
     stalled_size: usize,
+    cache: RecordCache,
+    memory: MemoryBudget,
+    /// Bytes of values that batches under way hold, or will when they are read.
+    batch_values_size: u64,
     committer: Committer,
     value_size_max: u64,
     answers: Vec<(u64, Answer)>,
@@ -134,6 +146,9 @@ impl<D: Device> Engine<D> {
             reads_waiting: VecDeque::new(),
             reads_size: 0,
             stalled_size: 0,
+            cache: RecordCache::default(),
+            memory: MemoryBudget::default(),
+            batch_values_size: 0,
             committer: Committer::new(durability),
             answers: Vec::new(),
             abandoned: Vec::new(),
@@ -217,6 +232,8 @@ impl<D: Device> Engine<D> {
             bytes_read: self.queue.bytes_read,
             flushes: self.queue.flush_count,
             groups: self.committer.group_count(),
+            cache_hits: self.cache.counts().0,
+            cache_misses: self.cache.counts().1,
             ..self.stats
         }
     }
@@ -288,6 +305,7 @@ impl<D: Device> Engine<D> {
             // A bound keeps a mass expiry from holding the loop; the rest is due at once and comes next time.
             self.shards[at].reap_expired(clock.unix_ms, 64);
         }
+        self.cache.adjust();
         self.start_reads();
         let started = self.start_group(clock);
         self.queue.submit();
