@@ -136,17 +136,24 @@ fn an_unrecovered_read_is_tried_again_then_an_error_and_never_nil() {
     let options = formatted(&target);
     let node = options.start();
     let mut client = node.client();
-    assert_eq!(set(&mut client, 1), Reply::ok());
+    for number in 1..=3 {
+        assert_eq!(set(&mut client, number), Reply::ok());
+    }
+    node.stop();
+    // Nothing is in its cache.
+    let node = options.start();
+    let mut client = node.client();
     target.inject_failures(0, "read", 1);
     expect_all(&mut client, [1]);
     target.inject_failures(0, "read", 1_000);
-    expect_error(&call!(client, "GET", "key:1"), "IOERR");
-    expect_error(&call!(client, "INCR", "key:1"), "IOERR");
-    // Neither writes nor what is not there need the medium.
-    assert_eq!(set(&mut client, 2), Reply::ok());
+    expect_error(&call!(client, "GET", "key:2"), "IOERR");
+    expect_error(&call!(client, "INCR", "key:3"), "IOERR");
+    // Neither writes nor what is cached or not there need the medium.
+    assert_eq!(set(&mut client, 4), Reply::ok());
     assert_eq!(call!(client, "GET", "absent"), Reply::Nil);
+    expect_all(&mut client, [1]);
     target.clear_failures(0);
-    expect_all(&mut client, [1, 2]);
+    expect_all(&mut client, 1..=4);
     node.stop();
 }
 
@@ -185,11 +192,15 @@ fn connections_that_end_under_load_lose_nothing_acknowledged() {
 fn a_namespace_that_is_taken_away_under_load_is_an_error_and_no_crash() {
     let target = Target::start(&[FAULTY]);
     let options = formatted_for_one(&target);
-    let mut node = options.start();
+    let node = options.start();
     let mut client = node.client();
     for number in 0..200 {
         assert_eq!(set(&mut client, number), Reply::ok());
     }
+    node.stop();
+    // Nothing is in its cache.
+    let mut node = options.start();
+    let mut client = node.client();
     let mut number = 200;
     target.remove_namespace(0);
     wait_until("a write fails", 60, || {
