@@ -185,8 +185,8 @@ impl Vm {
                 let what = format!("the machine ended while waiting for: {what}");
                 VmError::MachineEnded { what, console: self.console() }
             }
-            Silence::Garbled => {
-                let what = format!("the serial port gave no sense while waiting for: {what}");
+            Silence::Garbled(came) => {
+                let what = format!("the serial port gave {came} while waiting for: {what}");
                 VmError::MachineEnded { what, console: self.console() }
             }
         }

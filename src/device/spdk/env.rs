@@ -174,8 +174,9 @@ extern "C" fn log_line(level: i32, text: *const c_char, length: usize) {
         match level {
             0 => tracing::error!(target: "spdk", "{line}"),
             1 => tracing::warn!(target: "spdk", "{line}"),
-            2 => tracing::info!(target: "spdk", "{line}"),
-            _ => tracing::debug!(target: "spdk", "{line}"),
+            // Its notices are details of its start.
+            2 => tracing::debug!(target: "spdk", "{line}"),
+            _ => tracing::trace!(target: "spdk", "{line}"),
         }
     }
 }
