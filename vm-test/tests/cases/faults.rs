@@ -231,6 +231,7 @@ fn uring_survives_controller_resets_under_load() -> Result<()> {
 /// SPDK's controller is reset twice while clients write: once from outside, which only a command's timeout tells of, and once
 /// by the node itself, since the drive stalls and QEMU's controller aborts nothing. What was in flight has one outcome, nothing
 /// acknowledged is lost, and clients are served on.
+#[cfg(feature = "spdk")]
 pub fn resets_under_load(cores: &str) -> Result<()> {
     case(&format!("reset-spdk-{}", cores.replace(',', "-")), |directory| {
         let rig = Rig::new(Engine::Spdk, directory, false)?;
