@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use vm_test::engine::Engine;
 use vm_test::error::Result;
+#[cfg(feature = "spdk")]
 use vm_test::host::say;
 use vm_test::image;
 use vm_test::machine::{Controller, Machine, Namespace, namespace_name};
