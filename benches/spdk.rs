@@ -22,7 +22,7 @@ use basalt::engine::Engine;
 use basalt::engine::action::{Action, Expiry, SetReply};
 use basalt::engine::device_format::{FormatOptions, format};
 use basalt::engine::durability::Durability;
-use basalt::engine::op::{Answer, Clock, Key, Reply, ShardId, ShardOp, Value};
+use basalt::engine::op::{Answer, Clock, Key, Reply, ShardOp, Value};
 use basalt::format::frame::FRAME_HEADER_SIZE;
 use basalt::format::record::{Record, RecordType};
 use basalt::format::slot::shard_of;
@@ -226,11 +226,11 @@ impl Bench<'_> {
 /// A freshly formatted engine with every record in a block of its own.
 struct Loaded {
     engine: Engine<SpdkQueue>,
-    keys: Vec<(ShardId, Key)>,
     value: Value,
     started: Instant,
     answers: Vec<(u64, Answer)>,
     random: u64,
+    is_over: bool,
     device_size: u64,
 }
 
@@ -255,18 +255,14 @@ impl Loaded {
         let (superblock, allocator) = (Arc::clone(&opened.superblock), Arc::clone(&opened.allocator));
         let mut engine = Engine::new(superblock, allocator, queue, opened.states, Durability::Always);
         engine.settle(clock(started)).expect("a new device settles");
-        let keys: Vec<_> = (0..KEY_COUNT)
-            .map(|number| Key::from(format!("key:{number:08}")))
-            .map(|key| (shard_of(&key, SHARD_COUNT), key))
-            .collect();
-        let value = Value::from(vec![0x5a; value_size(&keys[0].1)]);
+        let value = Value::from(vec![0x5a; value_size(&key_of(0))]);
         let mut loaded = Loaded {
             engine,
-            keys,
             value,
             started,
             answers: Vec::new(),
             random: 0x9e37_79b9_7f4a_7c15,
+            is_over: false,
             device_size,
         };
         loaded.load();
@@ -276,17 +272,17 @@ impl Loaded {
     /// Puts every key with one PUT in flight on each shard: each gets a frame, and so a block, of its own.
     fn load(&mut self) {
         let mut of_shard: Vec<Vec<usize>> = vec![Vec::new(); usize::from(SHARD_COUNT)];
-        for (index, (shard, _)) in self.keys.iter().enumerate() {
-            of_shard[usize::from(shard.0)].push(index);
+        for number in 0..KEY_COUNT {
+            of_shard[usize::from(shard_of(&key_of(number), SHARD_COUNT).0)].push(number);
         }
         while of_shard.iter().any(|keys| !keys.is_empty()) {
             let round: Vec<usize> = of_shard.iter_mut().filter_map(Vec::pop).collect();
             let mut left = round.len();
-            for index in round {
-                self.submit(index, self.put_action());
+            for number in round {
+                self.submit(number, self.put_action(), clock(self.started));
             }
             while left > 0 {
-                left -= self.poll(|reply| assert_eq!(*reply, Reply::Ok));
+                left -= self.poll(clock(self.started), |reply| assert_eq!(*reply, Reply::Ok));
             }
         }
     }
@@ -295,18 +291,16 @@ impl Loaded {
         Action::Set { value: self.value.clone(), expiry: Expiry::Clear, condition: None, reply: SetReply::Ok }
     }
 
-    fn submit(&mut self, index: usize, action: Action) {
-        let (shard, key) = &self.keys[index];
-        let op = ShardOp::Key { key: key.clone(), action };
-        let clock = clock(self.started);
-        assert!(
-            self.engine.submit(*shard, index as u64, op, clock).is_ok(),
-            "the engine admits more than that"
-        );
+    /// The key is made as a connection makes it: its bytes copied once.
+    fn submit(&mut self, number: usize, action: Action, now: Clock) {
+        let key = key_of(number);
+        let shard = shard_of(&key, SHARD_COUNT);
+        let submitted = self.engine.submit(shard, number as u64, ShardOp::Key { key, action }, now);
+        assert!(submitted.is_ok(), "the engine admits more than that");
     }
 
-    fn poll(&mut self, mut check: impl FnMut(&Reply)) -> usize {
-        self.engine.poll(clock(self.started), &mut self.answers);
+    fn poll(&mut self, now: Clock, mut check: impl FnMut(&Reply)) -> usize {
+        self.engine.poll(now, &mut self.answers);
         let count = self.answers.len();
         for (_, answer) in self.answers.drain(..) {
             match &answer {
@@ -317,11 +311,11 @@ impl Loaded {
         count
     }
 
-    fn random_index(&mut self) -> usize {
+    fn random_number(&mut self) -> usize {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
-        (self.random >> 20) as usize % self.keys.len()
+        (self.random >> 20) as usize % KEY_COUNT
     }
 
     /// Keeps `depth` operations in flight for a while, or until so many bytes are written.
@@ -333,28 +327,27 @@ impl Loaded {
         bytes_max: u64,
         check: impl Fn(&Reply),
     ) -> (f64, u64) {
-        let begun = Instant::now();
+        let begun = clock(self.started).monotonic_us;
+        let end = begun + duration.as_micros() as u64;
         let (mut in_flight, mut done) = (0, 0);
-        let mut now = clock(self.started);
+        let mut pass = 0_u64;
         loop {
-            let is_over = begun.elapsed() >= duration || self.engine.stats().bytes_written >= bytes_max;
-            if is_over && in_flight == 0 {
-                return (done as f64 / begun.elapsed().as_secs_f64(), done);
+            pass += 1;
+            let now = clock(self.started);
+            // The figures are a sum over all shards, which no reactor makes in each pass.
+            let is_full = pass.is_multiple_of(64) && self.engine.stats().bytes_written >= bytes_max;
+            self.is_over |= is_full || now.monotonic_us >= end;
+            if self.is_over && in_flight == 0 {
+                return (done as f64 * 1e6 / (now.monotonic_us - begun) as f64, done);
             }
-            while !is_over && in_flight < depth {
-                let index = self.random_index();
-                let (shard, key) = &self.keys[index];
-                let op = ShardOp::Key { key: key.clone(), action: action.clone() };
-                assert!(
-                    self.engine.submit(*shard, index as u64, op, now).is_ok(),
-                    "the engine admits more than that"
-                );
+            while !self.is_over && in_flight < depth {
+                let number = self.random_number();
+                self.submit(number, action.clone(), now);
                 in_flight += 1;
             }
-            let count = self.poll(&check);
+            let count = self.poll(now, &check);
             in_flight -= count;
             done += count as u64;
-            now = clock(self.started);
         }
     }
 
@@ -381,6 +374,15 @@ impl Loaded {
         let device_bytes = written as f64 / done as f64;
         Figure { per_second, counted: Counter::end(counter, per_second), device_bytes }
     }
+}
+
+fn key_of(mut number: usize) -> Key {
+    let mut text = *b"key:00000000";
+    for digit in text[4..].iter_mut().rev() {
+        *digit += (number % 10) as u8;
+        number /= 10;
+    }
+    Key::copy_from_slice(&text)
 }
 
 fn clock(started: Instant) -> Clock {

@@ -114,6 +114,10 @@ impl Committer {
 
     /// Whether a group starts now, and whether it flushes: a function of the mode, the bytes and the time.
     fn decide(&self, shards: &[Shard], clock: Clock) -> Option<bool> {
+        // Whatever makes a log dirty notes the time or wants a flush: most passes need not look at every shard.
+        if !self.flush_wanted && self.dirty_since_us.is_none() && self.unflushed_size == 0 {
+            return None;
+        }
         let (mut staged, mut largest, mut dirty, mut stalled) = (0, 0, false, false);
         for shard in shards {
             staged += shard.log.staged_size() as u64;

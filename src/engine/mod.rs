@@ -115,6 +115,9 @@ pub struct Engine<D> {
     abandoned: Vec<HoldId>,
     finished: Vec<Finished>,
     stopping: bool,
+    /// When expired keys were last looked for, and whether some were left.
+    reaped_ms: u64,
+    reaps_more: bool,
     stats: EngineStats,
 }
 
@@ -154,6 +157,8 @@ impl<D: Device> Engine<D> {
             abandoned: Vec::new(),
             finished: Vec::new(),
             stopping: false,
+            reaped_ms: 0,
+            reaps_more: true,
             stats: EngineStats::default(),
         }
     }
@@ -301,9 +306,18 @@ impl<D: Device> Engine<D> {
         self.finished = finished;
         self.abandon_holds(clock);
         for at in 0..self.shards.len() {
-            self.open_gate(at, clock);
-            // A bound keeps a mass expiry from holding the loop; the rest is due at once and comes next time.
-            self.shards[at].reap_expired(clock.unix_ms, 64);
+            if !self.shards[at].gate.is_empty() {
+                self.open_gate(at, clock);
+            }
+        }
+        // Keys expire by the millisecond, and there are many passes in one.
+        if self.reaped_ms != clock.unix_ms || self.reaps_more {
+            self.reaped_ms = clock.unix_ms;
+            self.reaps_more = false;
+            for shard in &mut self.shards {
+                // A bound keeps a mass expiry from holding the loop; the rest is due at once and comes next time.
+                self.reaps_more |= shard.reap_expired(clock.unix_ms, 64);
+            }
         }
         self.cache.adjust();
         self.start_reads();

@@ -40,7 +40,7 @@ const AGE_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Polls in a row that found nothing before a queue over TCP gives its core to whoever waits for it: on loopback that may be
 /// the target, and a poll is a system call there anyway.
-const IDLE_POLLS_MAX: u32 = 8;
+const IDLE_POLLS_MAX: u32 = 64;
 
 /// How often a connection is tried when a queue is opened over a fabric. SPDK waits two seconds for the target's first answer,
 /// which a busy one may miss.

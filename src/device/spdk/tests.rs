@@ -348,7 +348,8 @@ fn a_reset_under_load_settles_every_command_once() {
     let mut tokens = std::collections::BTreeSet::new();
     for round in 0..5 {
         let generation = shared.state().generation;
-        let reset = || shared.request_reset(generation, "a test says so");
+        // Of the generation at that time: a starved target may have had one reset of its own meanwhile.
+        let reset = || shared.request_reset(shared.state().generation, "a test says so");
         let ended = load_until_error(&mut queue, reset, || {});
         assert!(ended.iter().any(|one| one.status == Err(IoError::Aborted)), "round {round}");
         for one in ended {
@@ -356,7 +357,7 @@ fn a_reset_under_load_settles_every_command_once() {
             assert!(one.buf.is_some());
         }
         wait_until_back(&mut queue);
-        assert_eq!(shared.state().generation, generation + 1);
+        assert!(shared.state().generation > generation);
     }
     // The pool has got all of its memory back.
     let held: Vec<DmaBuf> = std::iter::from_fn(|| queue.allocate(1 << 20)).collect();
@@ -397,7 +398,9 @@ fn a_target_that_falls_silent_is_reconnected() {
 fn a_command_that_takes_too_long_is_aborted_without_a_reset() {
     let slow = Backing::Slow { size_mib: 16, block_size: 512, delay: Duration::from_secs(100) };
     let target = Target::start(&[slow]);
-    let timeouts = Timeouts { command: Duration::from_millis(500), ..Timeouts::default() };
+    // SPDK 20.07 has one timeout for all commands, the admin queue's half minute.
+    let (command, abort) = (Duration::from_millis(500), Duration::from_secs(80));
+    let timeouts = Timeouts { command, abort, ..Timeouts::default() };
     let namespace = open_with(&target, 0, &SpdkOptions { timeouts, ..options() }).unwrap();
     let mut queue = namespace.open_queue().unwrap();
     assert_eq!(write(&mut queue, 0, 4096, 1), Err(IoError::Aborted));
