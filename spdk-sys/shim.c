@@ -162,6 +162,8 @@ basalt_connect(const struct spdk_nvme_transport_id *id, const struct basalt_conn
 	opts.keep_alive_timeout_ms = options->keep_alive_timeout_ms;
 	opts.admin_timeout_ms = options->admin_timeout_ms;
 	opts.transport_retry_count = options->transport_retry_count;
+	/* Each command's status comes to who sent it; after a reset that would be hundreds of lines. */
+	opts.disable_error_logging = true;
 #if IS_AT_LEAST(21, 10)
 	/* The default of half a second is short for a target that shares a busy core. */
 	opts.fabrics_connect_timeout_us = (uint64_t)options->admin_timeout_ms * 1000;
@@ -178,6 +180,48 @@ basalt_removal_register(struct spdk_nvme_ctrlr *controller, spdk_nvme_remove_cb 
 	(void)controller;
 	(void)removed;
 	(void)context;
+#endif
+}
+
+bool
+basalt_is_removed(struct spdk_nvme_ctrlr *controller)
+{
+	struct spdk_pci_device *device = spdk_nvme_ctrlr_get_pci_device(controller);
+
+	return device != NULL && spdk_pci_device_is_removed(device);
+}
+
+int
+basalt_disconnect(struct spdk_nvme_ctrlr *controller)
+{
+#if IS_AT_LEAST(23, 1)
+	int rc = spdk_nvme_ctrlr_disconnect(controller);
+
+	/* SPDK bounds the time, by what the controller says that disabling may take. */
+	while (rc >= 0) {
+		rc = spdk_nvme_ctrlr_process_admin_completions(controller);
+	}
+	return rc == -ENXIO ? 0 : rc;
+#else
+	(void)controller;
+	return -ENOTSUP;
+#endif
+}
+
+int
+basalt_reconnect(struct spdk_nvme_ctrlr *controller)
+{
+#if IS_AT_LEAST(23, 1)
+	int rc;
+
+	spdk_nvme_ctrlr_reconnect_async(controller);
+	do {
+		rc = spdk_nvme_ctrlr_reconnect_poll_async(controller);
+	} while (rc == -EAGAIN);
+	return rc;
+#else
+	(void)controller;
+	return -ENOTSUP;
 #endif
 }
 
@@ -202,6 +246,8 @@ basalt_controller_info(struct spdk_nvme_ctrlr *controller, struct basalt_control
 	copy_text(info->model, data->mn, sizeof(data->mn));
 	copy_text(info->serial, data->sn, sizeof(data->sn));
 	copy_text(info->firmware, (const int8_t *)data->fr, sizeof(data->fr));
+	/* Terminated where it is shorter than its field, and by the memset where it is not. */
+	memcpy(info->subsystem, data->subnqn, sizeof(info->subsystem) - 1);
 	info->volatile_write_cache = data->vwc.present;
 	info->is_fabrics = id->trtype != SPDK_NVME_TRANSPORT_PCIE;
 	info->deallocate = data->oncs.dsm;

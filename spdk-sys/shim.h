@@ -53,10 +53,21 @@ struct spdk_nvme_ctrlr *basalt_connect(const struct spdk_nvme_transport_id *id,
  * are the only word of it. */
 void basalt_removal_register(struct spdk_nvme_ctrlr *controller, spdk_nvme_remove_cb removed, void *context);
 
+/* Whether the controller's slot is being emptied: the kernel wants it back, or it was pulled. Never over a fabric. */
+bool basalt_is_removed(struct spdk_nvme_ctrlr *controller);
+
+/* Disables a PCIe controller, while its queue pairs still exist: freeing them then asks nothing of it, which would take long
+ * when it does not answer. Other threads may poll them meanwhile. 0 when it is disabled; -ENOTSUP before SPDK 23.01. */
+int basalt_disconnect(struct spdk_nvme_ctrlr *controller);
+/* Enables it again, when all queue pairs have been freed. 0 or a negative errno. */
+int basalt_reconnect(struct spdk_nvme_ctrlr *controller);
+
 struct basalt_controller_info {
 	char model[41];
 	char serial[21];
 	char firmware[9];
+	/* NVMe qualified name of the subsystem. */
+	char subsystem[224];
 	bool volatile_write_cache;
 	bool is_fabrics;
 	bool deallocate;

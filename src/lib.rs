@@ -14,3 +14,4 @@ pub mod reactor;
 pub mod ring;
 pub mod sim;
 pub mod size;
+pub mod sys;

@@ -52,6 +52,12 @@ pub const MULTI_COMMAND_COUNT_MAX: usize = 65_536;
 /// Arguments of one command, as Redis bounds them.
 pub const ARGUMENT_COUNT_MAX: usize = 1 << 20;
 
+/// Bytes of keys that one KEYS may find.
+pub const KEYS_SIZE_MAX: usize = 64 << 20;
+
+/// Keys that one step of SCAN or KEYS visits on a shard: enough to be quick, few enough not to hold its reactor.
+pub const SCAN_STEP_MAX: usize = 512;
+
 /// Bytes of values that one command or transaction may read from the device, and that its replies may carry: as many as it may
 /// bring as arguments.
 pub const BATCH_VALUES_SIZE_MAX: u64 = 64 << 20;
@@ -64,6 +70,19 @@ pub const ENGINE_OPERATIONS_MAX: usize = 65_536;
 
 /// Bytes of records that one engine reads at a time; more reads wait. One record larger than this is read alone.
 pub const ENGINE_READ_SIZE_MAX: usize = 32 << 20;
+
+/// The ceiling of a node's memory where nothing is known of the machine's.
+pub const MEMORY_SIZE_DEFAULT: u64 = 1 << 30;
+
+/// The smallest ceiling of a node's memory, before what each reactor adds: a value at its limit passes through several
+/// buffers on its way.
+pub const MEMORY_SIZE_MIN: u64 = 192 << 20;
+
+/// What each reactor adds to the smallest ceiling: its buffers for the device and its tables.
+pub const MEMORY_PER_REACTOR_MIN: u64 = 32 << 20;
+
+/// Bytes of DMA memory that a device queue keeps for the next buffers while it is not in use.
+pub const DMA_KEPT_SIZE_MAX: usize = 8 << 20;
 
 /// Commands of one device queue that may be in flight.
 pub const DEVICE_DEPTH: usize = 256;

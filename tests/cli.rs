@@ -96,6 +96,14 @@ fn the_machine_is_listed_and_examined() {
     assert!(value["controllers"].is_array(), "{value}");
     // A domain that no machine has.
     refused(&["device", "identify", "fffffffe:00:00.0"], 1, &["no PCI device", "device list"]);
+    let serve = |device, options: &[&str], texts: &[&str]| {
+        refused(&[&["serve", "--listen", "127.0.0.1:0", "--device", device], options].concat(), 1, texts);
+    };
+    serve("fffffffe:00:00.0", &[], &["no PCI device", "device list"]);
+    serve("trtype:PCIe traddr:fffffffe:00:00.0 ns:1", &[], &["no PCI device", "device list"]);
+    // Neither a mistyped address nor a file for an engine that drives none becomes an image here.
+    serve("0000:00:04", &[], &["not a PCI address such as"]);
+    serve("new.img", &["--engine", "spdk"], &["neither files nor", "leave --engine out"]);
     let directory = temp_dir();
     let args = ["doctor", "--json", "--directory", path_text(directory.path())];
     let report = basalt(&args).expect_code(0, "doctor");

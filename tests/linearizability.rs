@@ -209,7 +209,21 @@ fn answer_of(op: Op, reply: &Reply) -> Answer {
 #[test]
 fn every_key_is_linearizable_across_kills() {
     let directory = temp_dir();
-    let options = Options::new(directory.path().join("lin.img"));
+    linearizable_across_kills(&Options::new(directory.path().join("lin.img")));
+}
+
+/// Over NVMe/TCP on loopback: the target outlives the node, and does what the node had sent.
+#[cfg(feature = "spdk")]
+#[test]
+fn every_key_is_linearizable_across_kills_spdk() {
+    use common::nvmf_target::{Backing, Target};
+    let target = Target::start(&[Backing::Malloc { size_mib: 1024, block_size: 4096 }]);
+    let options = Options::controller(&target.transport_id(0));
+    options.format(&[]).expect_code(0, "format");
+    linearizable_across_kills(&options);
+}
+
+fn linearizable_across_kills(options: &Options) {
     let mut rng = Rng::from_env("linearizability");
     let rounds = count_from_env("BASALT_LINEAR_ROUNDS", 4);
     let start = Instant::now();
@@ -266,5 +280,5 @@ fn every_key_is_linearizable_across_kills() {
         }
     }
     node.stop();
-    common::node::check(&options.device).expect_code(0, "check after the run");
+    options.check().expect_code(0, "check after the run");
 }

@@ -23,6 +23,8 @@ const PROBES: &[&str] = &[
     "an open write had not happened",
     "write refused by a full device",
     "clean stop",
+    "read answered from the cache",
+    "write refused for want of memory",
 ];
 
 fn count_from_env(name: &str, default: u64) -> u64 {

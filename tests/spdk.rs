@@ -96,19 +96,32 @@ fn an_image_of_spdk_opens_through_io_uring_and_back() {
 }
 
 #[test]
-fn redis_benchmark_runs_on_it() {
-    let target = Target::start(&[MALLOC]);
+fn redis_benchmark_runs_on_memory_of_the_target() {
+    redis_benchmark(MALLOC);
+}
+
+#[test]
+fn redis_benchmark_runs_on_a_file_of_the_target() {
+    let directory = temp_dir();
+    redis_benchmark(Backing::File { path: file(&directory, 256 << 20), block_size: 4096 });
+}
+
+fn redis_benchmark(backing: Backing) {
+    let target = Target::start(&[backing]);
     let options = Options::controller(&target.transport_id(0));
     options.format(&[]).expect_code(0, "format");
     let node = options.start();
     let mut benchmark = tool("redis-benchmark");
+    let port = node.port().to_string();
     benchmark.args([
         "-p",
-        &node.port().to_string(),
+        &port,
         "-t",
         "set,get,incr",
         "-n",
-        "5000",
+        "3000",
+        "-r",
+        "1000",
         "-c",
         "32",
         "-P",
@@ -116,7 +129,10 @@ fn redis_benchmark_runs_on_it() {
         "-q",
     ]);
     let ended = run(benchmark, None).expect_code(0, "redis-benchmark");
+    // A node that answers errors is served as gladly: what was written must be there.
     assert!(ended.stdout.contains("SET") && ended.stdout.contains("GET"), "{}", ended.stdout);
+    let count = call!(node.client(), "DBSIZE");
+    assert!(matches!(count, Reply::Int(900..)), "{count:?}");
     node.stop();
     options.check().expect_code(0, "check");
 }

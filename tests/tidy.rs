@@ -12,7 +12,7 @@ use common::basalt;
 /// node -> engine -> device and format. An entry with `::` allows that part alone.
 const LAYERS: &[(&str, &[&str])] = &[
     ("cli", &["node", "net", "reactor", "ring", "engine", "device", "format", "pci", "limits", "size"]),
-    ("node", &["net", "reactor", "ring", "engine", "device", "format", "limits", "size"]),
+    ("node", &["net", "reactor", "ring", "engine", "device", "format", "limits", "size", "sys"]),
     ("net", &["reactor", "ring", "engine::action", "engine::op", "format::slot", "limits"]),
     ("reactor", &["ring", "engine::op", "format::slot", "limits"]),
     ("ring", &["limits"]),
@@ -24,6 +24,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("limits", &[]),
     ("probe", &[]),
     ("size", &[]),
+    ("sys", &[]),
     // Deterministic simulation stands beside the node and sees all of it but the sockets.
     ("sim", &["node", "reactor", "ring", "engine", "device", "format", "limits", "probe"]),
 ];

@@ -19,6 +19,7 @@ struct ConfigFile {
     cores: Option<String>,
     durability: Option<String>,
     max_clients: Option<u32>,
+    memory: Option<String>,
     allow_remote_clients: Option<bool>,
 }
 
@@ -41,6 +42,9 @@ pub(super) fn apply(args: &mut ServeArgs, path: &Path) -> Result<(), String> {
     }
     if let (None, Some(text)) = (args.size, file.size) {
         args.size = Some(size::parse(&text).map_err(|error| wrong("size", error.to_string()))?);
+    }
+    if let (None, Some(text)) = (args.memory, file.memory) {
+        args.memory = Some(size::parse(&text).map_err(|error| wrong("memory", error.to_string()))?);
     }
     if let (None, Some(cores)) = (&args.cores, file.cores) {
         args.cores = Some(cores.parse().map_err(|error| wrong("cores", format!("{error}")))?);

@@ -1,18 +1,20 @@
 //! What a device is called on the command line, and opening it with the engine that was asked for.
 
 use std::path::{Path, PathBuf};
+#[cfg(feature = "spdk")]
+use std::time::Duration;
 
 use super::{EngineName, SpdkArgs, note};
 use crate::device::file::{DirectIo, FileOptions};
 use crate::device::signature::{self, Finding};
 #[cfg(feature = "spdk")]
-use crate::device::spdk::{EnvOptions, SpdkNamespace, SpdkOptions};
+use crate::device::spdk::{EnvOptions, SpdkNamespace, SpdkOptions, Timeouts};
 use crate::device::sync::SyncNamespace;
 use crate::device::transport_id::TransportId;
 use crate::device::uring::UringNamespace;
 use crate::device::{Device, DeviceError, Namespace, blocking};
 use crate::engine::device_format::{OpenError, read_superblock};
-use crate::pci::{controller, system::System};
+use crate::pci::{Bdf, controller, system::System};
 
 /// A device opened with one of the engines.
 pub(super) enum AnyNamespace {
@@ -134,14 +136,33 @@ fn open_controller(id: &TransportId, options: OpenOptions<'_>) -> Result<AnyName
     if options.create_size.is_some() {
         return Err(unusable("its size is what it is; leave --size out"));
     }
+    if let Some(bdf) = id.pci_address() {
+        is_for_user_space(&System::host(), bdf).map_err(|cause| unusable(&cause))?;
+    }
     open_spdk(id, options)
+}
+
+/// Whether SPDK can have a controller at all: what the bus says is plainer than what SPDK would say.
+fn is_for_user_space(system: &System, bdf: Bdf) -> Result<(), String> {
+    let controller = controller::find(system, bdf).map_err(|error| error.to_string())?;
+    let bind =
+        format!("`basalt device bind {bdf}` gives it to user space, unless it is in use or carries data");
+    match controller.driver.as_deref() {
+        Some(_) if controller.is_user_space() => Ok(()),
+        Some(driver) => Err(format!("the kernel's driver {driver} has it; {bind}")),
+        None => Err(format!("no driver has it; {bind}")),
+    }
 }
 
 #[cfg(feature = "spdk")]
 fn open_spdk(id: &TransportId, options: OpenOptions<'_>) -> Result<AnyNamespace, DeviceError> {
-    let SpdkArgs { spdk_memory, no_hugepages } = options.spdk.cloned().unwrap_or_default();
+    let SpdkArgs { spdk_memory, no_hugepages, command_timeout } = options.spdk.cloned().unwrap_or_default();
+    let mut timeouts = Timeouts::default();
+    if let Some(seconds) = command_timeout {
+        timeouts.command = Duration::from_secs(seconds.into());
+    }
     let env = EnvOptions { memory_size: spdk_memory, no_hugepages, ..EnvOptions::default() };
-    let options = SpdkOptions { env, queue_count: options.queue_count.max(1), ..SpdkOptions::default() };
+    let options = SpdkOptions { env, timeouts, queue_count: options.queue_count.max(1) };
     let namespace = SpdkNamespace::open(id, &options)?;
     for text in namespace.notes() {
         note(text);
@@ -214,5 +235,26 @@ pub(super) fn findings<N: Namespace>(namespace: &N) -> Result<Vec<String>, Strin
             Ok(found.iter().map(|Finding { what, offset }| format!("{what} (at byte {offset})")).collect())
         }
         Err(error) => Err(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pci::fake::Machine;
+
+    #[test]
+    fn a_controller_that_spdk_can_not_have_is_refused_by_what_the_bus_says() {
+        const BDF: &str = "0000:01:00.0";
+        let machine = Machine::new();
+        machine.add_disk(BDF, "nvme0", "S1");
+        let ask = |text: &str| is_for_user_space(&machine.system(), text.parse().unwrap());
+        assert!(ask("0000:00:04.0").unwrap_err().contains("no PCI device 0000:00:04.0"));
+        let why = ask(BDF).unwrap_err();
+        assert!(why.contains("driver nvme has it") && why.contains(&format!("device bind {BDF}")), "{why}");
+        machine.link(&format!("/sys/bus/pci/devices/{BDF}/driver"), "../../drivers/vfio-pci");
+        assert_eq!(ask(BDF), Ok(()));
+        machine.remove(&format!("/sys/bus/pci/devices/{BDF}/driver"));
+        assert!(ask(BDF).unwrap_err().contains("no driver has it"));
     }
 }

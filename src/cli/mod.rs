@@ -9,6 +9,7 @@ mod device;
 mod device_path;
 mod doctor;
 mod format;
+mod memory;
 mod progress;
 mod serve;
 
@@ -66,6 +67,9 @@ struct SpdkArgs {
     /// Give SPDK ordinary pages even where hugepages are free.
     #[arg(long)]
     no_hugepages: bool,
+    /// Seconds that a command may take; then it is aborted, and if that fails, the controller reset [default: 30]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=3600))]
+    command_timeout: Option<u32>,
 }
 
 #[derive(Debug, Args)]
@@ -93,6 +97,10 @@ struct ServeArgs {
     /// Connections that are served at a time [default: 10000, fewer where the limit on open files is lower]
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=CONNECTION_COUNT_MAX as i64))]
     max_clients: Option<u32>,
+    /// Memory that the node may take, such as 1GiB: for its index, its cache, and its clients' requests and replies [default:
+    /// a quarter of the machine's memory, or of what this process's control group may have]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    memory: Option<u64>,
     /// Listen on an address that other machines can reach, although any client may read and write everything.
     #[arg(long)]
     allow_remote_clients: bool,

@@ -10,7 +10,7 @@ use signal_hook::iterator::Signals;
 
 use super::device_path::{self, OpenOptions, with_namespace};
 use super::progress::Progress;
-use super::{Exit, ServeArgs, config_file, fail, format, note, say};
+use super::{EngineName, Exit, ServeArgs, config_file, fail, format, memory, note, say};
 use crate::device::Namespace;
 use crate::engine::device_format::OpenError;
 use crate::format::superblock::NoQuorum;
@@ -46,13 +46,17 @@ pub(super) fn serve(mut args: ServeArgs) -> Exit {
         Ok(reactors) => reactors,
         Err(text) => return fail(Exit::Usage, text),
     };
+    let memory = match memory::size_max(args.memory, reactors.len()) {
+        Ok(size) => size,
+        Err(text) => return fail(Exit::Usage, text),
+    };
     // The port comes first: a second start on the same port is told so before it waits for the device or recovers it.
     let mut port = match Port::bind(listen) {
         Ok(port) => port,
         Err(error) => return fail(Exit::Failed, error),
     };
     let path = args.device.clone().unwrap_or_else(|| PathBuf::from(DEVICE_DEFAULT));
-    match prepare_device(&path, args.size) {
+    match prepare_device(&path, &args) {
         Ok(()) => {}
         Err((exit, text)) => return fail(exit, text),
     }
@@ -67,7 +71,8 @@ pub(super) fn serve(mut args: ServeArgs) -> Exit {
         Ok(namespace) => namespace,
         Err(error) => return fail(Exit::Failed, error),
     };
-    let served = with_namespace!(namespace, namespace => serve_on(namespace, &args, reactors, &mut port));
+    let served =
+        with_namespace!(namespace, namespace => serve_on(namespace, &args, reactors, memory, &mut port));
     match served {
         Ok(()) => Exit::Done,
         Err(NodeError::Open { source: source @ OpenError::Superblock(NoQuorum::NotFormatted), .. }) => fail(
@@ -98,7 +103,8 @@ fn reactor_cores(args: &ServeArgs) -> Result<Vec<Option<usize>>, String> {
 }
 
 /// Creates the file when there is none.
-fn prepare_device(path: &Path, size: Option<u64>) -> Result<(), (Exit, String)> {
+fn prepare_device(path: &Path, args: &ServeArgs) -> Result<(), (Exit, String)> {
+    let size = args.size;
     if device_path::transport_id(path).is_some() {
         return match size {
             Some(_) => {
@@ -106,6 +112,10 @@ fn prepare_device(path: &Path, size: Option<u64>) -> Result<(), (Exit, String)> 
             }
             None => Ok(()),
         };
+    }
+    if args.engine == Some(EngineName::Spdk) {
+        // It drives no files, which opening says; none is made for that.
+        return Ok(());
     }
     if path.symlink_metadata().is_err() {
         let size = size.unwrap_or(format::SIZE_DEFAULT);
@@ -148,6 +158,7 @@ fn serve_on<N: Namespace>(
     namespace: N,
     args: &ServeArgs,
     mut reactors: Vec<Option<usize>>,
+    memory_size_max: u64,
     port: &mut Port,
 ) -> Result<(), NodeError> {
     let mut progress = Progress::new("recovering");
@@ -178,6 +189,7 @@ fn serve_on<N: Namespace>(
         spin: if is_polled { SpinPolicy::Forever } else { SpinPolicy::default() },
         cores: reactors,
         connection_count_max: connection_count(args.max_clients),
+        memory_size_max,
         ..NodeConfig::default()
     };
     let summary = summary(&opened);
@@ -186,10 +198,11 @@ fn serve_on<N: Namespace>(
     let node = node::start(opened, Some(port), &config)?;
     stop_on_signals(&node, signals);
     say(format!(
-        "basalt {}: {summary}, durability {durability}, {} reactor{}, listening on {}",
+        "basalt {}: {summary}, durability {durability}, {} reactor{}, {} of memory, listening on {}",
         env!("CARGO_PKG_VERSION"),
         config.cores.len(),
         if config.cores.len() == 1 { "" } else { "s" },
+        size::show(memory_size_max),
         port.address()
     ));
     node.run()?;

@@ -1,7 +1,7 @@
 //! A bounded pool of page-aligned heap memory: what the engines without registered memory allocate from.
 //!
 //! Invariants: the bytes of the buffers that are out never exceed the bound; memory that has come back is kept for the
-//! next buffer of the same capacity and freed when the bound needs the room.
+//! next buffer of the same capacity, up to `DMA_KEPT_SIZE_MAX`, and freed when the bound needs the room.
 
 #![expect(unsafe_code, reason = "raw aligned allocations that become DMA buffers")]
 
@@ -12,6 +12,7 @@ use std::ptr::NonNull;
 use std::rc::Rc;
 
 use super::buffer::{DMA_ALIGNMENT, DmaBuf, DmaPool};
+use crate::limits::DMA_KEPT_SIZE_MAX;
 
 /// The class of heap buffers, see [`DmaBuf::class`].
 pub const CLASS_HEAP: u32 = 0;
@@ -104,6 +105,9 @@ impl DmaPool for HeapPool {
         let mut state = self.state.borrow_mut();
         state.out_size -= capacity;
         state.out_count -= 1;
+        if state.kept_size + capacity > DMA_KEPT_SIZE_MAX {
+            state.free_kept();
+        }
         state.kept_size += capacity;
         state.kept.entry(capacity).or_default().push(ptr);
     }

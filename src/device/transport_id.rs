@@ -64,7 +64,7 @@ impl TransportId {
         let first = text.split_whitespace().next().unwrap_or_default();
         let key = first.split_once(':').map_or("", |(key, _)| key);
         ["trtype", "traddr", "trsvcid", "adrfam", "subnqn"].iter().any(|name| key.eq_ignore_ascii_case(name))
-            || first.parse::<Bdf>().is_ok()
+            || looks_like_address(first)
     }
 
     /// Reads a name. The words may come in any order, and their keys in any case.
@@ -97,6 +97,13 @@ impl fmt::Display for TransportId {
         f.write_str(&self.controller())?;
         self.namespace.map_or(Ok(()), |namespace| write!(f, " ns:{namespace}"))
     }
+}
+
+/// A PCI address, or somebody's attempt at one: nobody calls a file that.
+fn looks_like_address(word: &str) -> bool {
+    word.contains(':')
+        && word.contains(|c: char| c.is_ascii_digit())
+        && word.chars().all(|c| c.is_ascii_hexdigit() || c == ':' || c == '.')
 }
 
 /// The words of a name by their keys.
@@ -134,6 +141,11 @@ fn split(text: &str) -> Result<Words<'_>, String> {
         if index == 0 && word.parse::<Bdf>().is_ok() {
             (words.trtype, words.traddr) = (Some("pcie"), Some(word));
             continue;
+        }
+        if index == 0 && looks_like_address(word) {
+            return Err(format!(
+                "'{word}' is not a PCI address such as 0000:01:00.0 (a file of that name would be ./{word})"
+            ));
         }
         let Some((key, value)) = word.split_once(':').filter(|(_, value)| !value.is_empty()) else {
             return Err(format!("'{word}' is not a word like traddr:0000:01:00.0"));
@@ -241,6 +253,8 @@ mod tests {
             ("trtype:PCIe traddr:01:00.0 trsvcid:1", "has no trsvcid"),
             ("traddr:01:00.0", "no trtype"),
             ("trtype:RDMA traddr:10.0.0.1", "not driven"),
+            ("0000:00:04", "not a PCI address"),
+            ("0000:00:04.9 ns:1", "a file of that name would be ./0000:00:04.9"),
             ("01:00.0 ns:0", "count from 1"),
             ("01:00.0 ns:4294967295", "count from 1"),
             ("01:00.0 ns:one", "count from 1"),

@@ -131,6 +131,11 @@ impl Committer {
 
     /// Whether a group starts now, and whether it flushes: a function of the mode, the bytes and the time.
     fn decide(&self, shards: &[Shard], clock: Clock) -> Option<bool> {
+        // Whatever makes a log dirty notes the time or wants a flush: most passes need not look at every shard.
+        let nothing = self.dirty_since_us.is_none() && self.lazy_since_us.is_none() && self.unflushed_size == 0;
+        if !self.flush_wanted && nothing {
+            return None;
+        }
         let (mut staged, mut largest, mut dirty, mut stalled) = (0, 0, false, false);
         for shard in shards {
             staged += shard.log.staged_size() as u64;
@@ -286,7 +291,7 @@ impl<D: Device> Engine<D> {
         let Some(group) = self.committer.group.take() else { return };
         let durable = group.flush || !self.queue.device().geometry().volatile_cache;
         for GroupFrame { shard, frame, entries, moved, .. } in group.frames {
-            self.shards[shard].on_written(frame, entries, &moved);
+            self.shards[shard].on_written(frame, entries, &moved, &mut self.cache);
         }
         if durable {
             // A flush covers what earlier groups wrote without one.

@@ -47,6 +47,8 @@ pub trait Index {
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
+    /// Bytes of memory that it takes.
+    fn heap_size(&self) -> usize;
     /// Removes all.
     fn clear(&mut self);
     /// Visits keys whose hash is at or after `cursor` until about `count` were visited. Returns the cursor to go on with,
@@ -71,16 +73,27 @@ pub struct HashIndex {
     buckets: Vec<Vec<Slot>>,
     bits: u32,
     len: u64,
+    /// Bytes of the buckets' slots and of the keys, as an allocator gives them.
+    slots_size: usize,
 }
 
 impl Default for HashIndex {
     fn default() -> Self {
-        HashIndex { buckets: empty_buckets(BITS_MIN), bits: BITS_MIN, len: 0 }
+        HashIndex { buckets: empty_buckets(BITS_MIN), bits: BITS_MIN, len: 0, slots_size: 0 }
     }
 }
 
 fn empty_buckets(bits: u32) -> Vec<Vec<Slot>> {
     std::iter::repeat_with(Vec::new).take(1 << bits).collect()
+}
+
+/// What an allocation of so many bytes takes: a word for the allocator, in steps of two.
+fn allocated(size: usize) -> usize {
+    if size == 0 { 0 } else { (size + 8).next_multiple_of(16).max(32) }
+}
+
+fn bucket_size(bucket: &Vec<Slot>) -> usize {
+    allocated(bucket.capacity() * std::mem::size_of::<Slot>())
 }
 
 impl HashIndex {
@@ -91,9 +104,12 @@ impl HashIndex {
     fn grow(&mut self) {
         self.bits += 1;
         let mut buckets = empty_buckets(self.bits);
+        let mut slots_size = 0;
         for slot in self.buckets.drain(..).flatten() {
+            slots_size += allocated(slot.key.len());
             buckets[(slot.hash >> (64 - self.bits)) as usize].push(slot);
         }
+        self.slots_size = slots_size + buckets.iter().map(bucket_size).sum::<usize>();
         self.buckets = buckets;
     }
 }
@@ -110,7 +126,9 @@ impl Index for HashIndex {
         if let Some(slot) = bucket.iter_mut().find(|slot| slot.hash == hash && *slot.key == *key) {
             return Some(std::mem::replace(&mut slot.entry, entry));
         }
+        self.slots_size -= bucket_size(bucket);
         bucket.push(Slot { hash, key: key.into(), entry });
+        self.slots_size += bucket_size(bucket) + allocated(key.len());
         self.len += 1;
         // 2^48 buckets are more than memory holds; the bound keeps the low bits of cursors zero.
         if self.len > BUCKET_LOAD_MAX << self.bits && self.bits < 48 {
@@ -124,11 +142,16 @@ impl Index for HashIndex {
         let bucket = &mut self.buckets[at];
         let found = bucket.iter().position(|slot| slot.hash == hash && *slot.key == *key)?;
         self.len -= 1;
+        self.slots_size -= allocated(key.len());
         Some(bucket.swap_remove(found).entry)
     }
 
     fn len(&self) -> u64 {
         self.len
+    }
+
+    fn heap_size(&self) -> usize {
+        self.buckets.capacity() * std::mem::size_of::<Vec<Slot>>() + self.slots_size
     }
 
     fn clear(&mut self) {

@@ -14,6 +14,7 @@
 pub mod action;
 pub mod allocator;
 pub mod batch;
+mod cache;
 pub mod check;
 pub mod clear;
 mod commit;
@@ -24,6 +25,7 @@ pub mod gc;
 pub mod index;
 mod io_queue;
 mod log;
+pub mod memory;
 pub mod op;
 mod operations;
 mod reads;
@@ -41,10 +43,12 @@ use crate::format::superblock::Superblock;
 use crate::limits::{ENGINE_OPERATIONS_MAX, KEY_SIZE_MAX, VALUE_SIZE_MAX};
 
 use allocator::Allocator;
+use cache::RecordCache;
 use commit::Committer;
 use durability::Durability;
 use gc::{Collector, GcStats};
 use io_queue::{Finished, IoQueue};
+use memory::MemoryBudget;
 use op::{Answer, Clock, HoldId, OpError, ShardId, ShardOp};
 use operations::{BatchHold, Operation};
 use reads::ReadJob;
@@ -82,6 +86,10 @@ pub struct EngineStats {
     pub extents_left: u64,
     /// What garbage collection did.
     pub gc: GcStats,
+    /// Reads that the cache answered.
+    pub cache_hits: u64,
+    /// Reads that it could not answer.
+    pub cache_misses: u64,
 }
 
 /// How often operations that wait for room are tried again.
@@ -104,6 +112,10 @@ pub struct Engine<D> {
     reads_size: usize,
     /// Bytes of values that wait for room in the log.
     stalled_size: usize,
+    cache: RecordCache,
+    memory: MemoryBudget,
+    /// Bytes of values that batches under way hold, or will when they are read.
+    batch_values_size: u64,
     committer: Committer,
     collector: Collector,
     /// When operations that wait for room were last tried again.
@@ -114,6 +126,9 @@ pub struct Engine<D> {
     abandoned: Vec<HoldId>,
     finished: Vec<Finished>,
     stopping: bool,
+    /// When expired keys were last looked for, and whether some were left.
+    reaped_ms: u64,
+    reaps_more: bool,
     stats: EngineStats,
 }
 
@@ -145,6 +160,9 @@ impl<D: Device> Engine<D> {
             reads_waiting: VecDeque::new(),
             reads_size: 0,
             stalled_size: 0,
+            cache: RecordCache::default(),
+            memory: MemoryBudget::default(),
+            batch_values_size: 0,
             committer: Committer::new(durability),
             collector: Collector::new(),
             stalled_tried_us: 0,
@@ -152,6 +170,8 @@ impl<D: Device> Engine<D> {
             abandoned: Vec::new(),
             finished: Vec::new(),
             stopping: false,
+            reaped_ms: 0,
+            reaps_more: true,
             stats: EngineStats::default(),
         }
     }
@@ -265,6 +285,8 @@ impl<D: Device> Engine<D> {
             flushes: self.queue.flush_count,
             groups: self.committer.group_count(),
             gc: self.collector.stats,
+            cache_hits: self.cache.counts().0,
+            cache_misses: self.cache.counts().1,
             ..self.stats
         }
     }
@@ -346,10 +368,20 @@ impl<D: Device> Engine<D> {
         self.finished = finished;
         self.abandon_holds(clock);
         for at in 0..self.shards.len() {
-            self.open_gate(at, clock);
-            // A bound keeps a mass expiry from holding the loop; the rest is due at once and comes next time.
-            self.shards[at].reap_expired(clock.unix_ms, 64);
+            if !self.shards[at].gate.is_empty() {
+                self.open_gate(at, clock);
+            }
         }
+        // Keys expire by the millisecond, and there are many passes in one.
+        if self.reaped_ms != clock.unix_ms || self.reaps_more {
+            self.reaped_ms = clock.unix_ms;
+            self.reaps_more = false;
+            for shard in &mut self.shards {
+                // A bound keeps a mass expiry from holding the loop; the rest is due at once and comes next time.
+                self.reaps_more |= shard.reap_expired(clock.unix_ms, 64);
+            }
+        }
+        self.cache.adjust();
         self.start_reads();
         let collected = self.collect(clock);
         self.retry_stalled(clock);

@@ -70,6 +70,16 @@ pub enum OpError {
         "OOM device is full and the space reserved for deletes is used up: move to a larger device; reads go on"
     )]
     ReserveExhausted,
+    /// The index has used up its part of the memory.
+    #[error(
+        "OOM command not allowed when used memory > 'maxmemory': the index is as large as --memory lets it be; delete keys or start with more"
+    )]
+    OutOfMemory,
+    /// Other batches hold what there is for values.
+    #[error(
+        "OOM command not allowed when used memory > 'maxmemory': the values do not fit beside those of other commands and transactions; ask for fewer at a time, or try again"
+    )]
+    MemoryShort,
     /// The record does not match its checksum.
     #[error("IOERR the stored record of this key is damaged: {detail}; run `basalt check`")]
     Damaged {

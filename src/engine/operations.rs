@@ -70,6 +70,7 @@ pub(super) struct LockReading {
     dirty: bool,
     depends_on: u64,
     reads_left: usize,
+    values_size: u64,
 }
 
 pub(super) struct PrepareState {
@@ -85,6 +86,8 @@ pub(super) struct PrepareState {
 /// Keys held for a batch on one shard, and what it has logged for them.
 pub(super) struct BatchHold {
     shard: usize,
+    /// Bytes of the values that were read for it.
+    values_size: u64,
     keys: Vec<Key>,
     prepared: Vec<(Key, KeyEffect, Appended)>,
     /// What was prepared for, and who decides it.
@@ -267,6 +270,11 @@ impl<D: Device> Engine<D> {
         let lookup = self.shards[at].lookup(&key, clock.unix_ms);
         match lookup.entry {
             Some(entry) if action.need() == Need::Value => {
+                if let Some(value) = self.cached(at, lookup.hash, &entry) {
+                    let current = lookup.current.map(|current| Current { value: Some(value), ..current });
+                    self.finish_key(at, token, key, action, current, lookup.depends_on, false, clock);
+                    return;
+                }
                 let held = action.is_write();
                 if held {
                     self.shards[at].holds.insert(key.clone(), Hold::default());
@@ -336,6 +344,15 @@ impl<D: Device> Engine<D> {
             }
             return;
         };
+        if let Some(error) =
+            self.refuse_growth(current.as_ref().map(|current| current.expires_at_ms), &effect)
+        {
+            self.answers.push((token, Answer::Reply(Reply::Error(error))));
+            if held {
+                self.release_key(at, &key, clock);
+            }
+            return;
+        }
         // Behind those that already wait for room: the log keeps the order of arrival.
         let left = if self.shards[at].stalled.is_empty() {
             self.try_append_key(at, token, &key, effect, reply, clock)

@@ -12,7 +12,6 @@ use super::io_queue::Purpose;
 use super::op::{Clock, Key, OpError, Value};
 use crate::device::{Device, DmaBuf, IoError};
 use crate::format::record::{Record, RecordType};
-use crate::limits::ENGINE_READ_SIZE_MAX;
 
 /// Times that a read is tried.
 const READ_TRIES: u32 = 3;
@@ -84,7 +83,7 @@ impl<D: Device> Engine<D> {
             let size = self.reads[id].size;
             // What was read and now waits for room in the log counts: it leaves without any read.
             let held = self.reads_size + self.stalled_size;
-            if held > 0 && held + size > ENGINE_READ_SIZE_MAX {
+            if held > 0 && held + size > self.memory.reads_size_max {
                 return;
             }
             self.reads_waiting.pop_front();
@@ -150,6 +149,10 @@ impl<D: Device> Engine<D> {
         drop(buf);
         let job = self.reads.remove(id);
         self.reads_size -= job.size;
+        if let Ok(value) = &result {
+            let shard = &self.shards[job.shard];
+            self.cache.insert(shard.hash(&job.key), shard.id, job.entry.sequence, value);
+        }
         self.start_reads();
         match job.to {
             ReadFor::Key(operation) => self.on_key_read(operation, result, clock),

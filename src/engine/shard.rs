@@ -18,6 +18,7 @@ use hashbrown::HashMap;
 use siphasher::sip::SipHasher13;
 
 use super::action::is_expired;
+use super::cache::RecordCache;
 use super::extents::Extents;
 use super::index::{Entry, HashIndex, Index, hash_key};
 use super::log::{Appended, Move, Moved, OpenExtent, Relocated, ShardLog};
@@ -26,6 +27,7 @@ use super::recovery::Doubt;
 use crate::format::Place;
 use crate::format::record::{Record, RecordType};
 use crate::format::superblock::Superblock;
+use crate::limits::KEY_SIZE_MAX;
 use crate::probe::{self, Probe};
 
 /// Hashes keys with the device's secret: no randomness of the process, no collisions that clients could choose.
@@ -60,6 +62,8 @@ pub(super) struct Lookup {
     pub(super) entry: Option<Entry>,
     /// The frame that must be durable before an answer that rests on this may leave; 0 for none.
     pub(super) depends_on: u64,
+    /// The key's hash.
+    pub(super) hash: u64,
 }
 
 /// Operations waiting for a key.
@@ -95,6 +99,11 @@ impl ShardState {
     /// Keys in it, expired ones that are still stored included.
     pub fn key_count(&self) -> u64 {
         self.index.len()
+    }
+
+    /// Bytes of memory that the index takes.
+    pub fn index_size(&self) -> u64 {
+        self.index.heap_size() as u64
     }
 
     /// Whether records were lost that may concern keys of this shard: those keys answer an error.
@@ -210,7 +219,7 @@ impl Shard {
         }
     }
 
-    fn hash(&self, key: &[u8]) -> u64 {
+    pub(super) fn hash(&self, key: &[u8]) -> u64 {
         hash_key(&self.superblock.secret, key)
     }
 
@@ -222,6 +231,28 @@ impl Shard {
     /// Bytes of the newest records that are on the device.
     pub(super) fn live_bytes(&self) -> u64 {
         self.live_bytes
+    }
+
+    /// The expiry of a key that is stored, past or not; 0 for none.
+    pub(super) fn stored_expiry(&self, key: &Key) -> Option<u64> {
+        match self.pending.get(key) {
+            Some(pending) => (pending.value.is_some() && !pending.reaped).then_some(pending.expires_at_ms),
+            None => self.index.get(self.hash(key), key).map(|entry| entry.expires_at_ms),
+        }
+    }
+
+    /// Bytes of memory that grow with the number of keys.
+    pub(super) fn index_heap_size(&self) -> usize {
+        // An expiry holds a key's bytes once more, beside its place in the tree.
+        const EXPIRY_SIZE: usize = 128;
+        let index = self.index.heap_size();
+        let key_size = index / (self.index.len() as usize).max(1);
+        index + self.expiries.len() * (EXPIRY_SIZE + key_size.min(KEY_SIZE_MAX))
+    }
+
+    /// Bytes of memory of what is on its way to the device.
+    pub(super) fn log_heap_size(&self) -> usize {
+        self.log.staged_size() + self.pending.capacity() * std::mem::size_of::<(Key, Pending)>()
     }
 
     /// The place that records of an extent were written for.
@@ -305,6 +336,7 @@ impl Shard {
 
     /// What memory knows of a key. Reaps it when it has expired.
     pub(super) fn lookup(&mut self, key: &Key, now_ms: u64) -> Lookup {
+        let hash = self.hash(key);
         let expired = |at: u64| is_expired(at, now_ms);
         if let Some(pending) = self.pending.get(key) {
             let depends_on = pending.at.frame;
@@ -315,27 +347,27 @@ impl Shard {
                         size: value.len() as u64,
                         value: Some(value.clone()),
                     };
-                    return Lookup { current: Some(current), entry: None, depends_on };
+                    return Lookup { current: Some(current), entry: None, depends_on, hash };
                 }
                 Some(_) if !pending.reaped => self.reap(key),
                 _ => {}
             }
-            return Lookup { current: None, entry: None, depends_on };
+            return Lookup { current: None, entry: None, depends_on, hash };
         }
-        match self.index.get(self.hash(key), key).copied() {
+        match self.index.get(hash, key).copied() {
             Some(entry) if !expired(entry.expires_at_ms) => {
                 let current = Current {
                     expires_at_ms: entry.expires_at_ms,
                     size: u64::from(entry.value_size),
                     value: None,
                 };
-                Lookup { current: Some(current), entry: Some(entry), depends_on: 0 }
+                Lookup { current: Some(current), entry: Some(entry), depends_on: 0, hash }
             }
             Some(_) => {
                 self.reap(key);
-                Lookup { current: None, entry: None, depends_on: self.clear_frame }
+                Lookup { current: None, entry: None, depends_on: self.clear_frame, hash }
             }
-            None => Lookup { current: None, entry: None, depends_on: self.clear_frame },
+            None => Lookup { current: None, entry: None, depends_on: self.clear_frame, hash },
         }
     }
 
@@ -444,7 +476,7 @@ impl Shard {
     }
 
     /// A record that garbage collection moved is written at its new place.
-    fn on_collected(&mut self, moved: &Moved) {
+    fn on_collected(&mut self, moved: &Moved, cache: &mut RecordCache) {
         let hash = self.hash(&moved.key);
         let Some(before) = self.index.get(hash, &moved.key).copied() else { return };
         // Whoever wrote the key since is newer than the copy.
@@ -461,6 +493,7 @@ impl Shard {
             is_part: false,
         };
         self.index.insert(hash, &moved.key, entry);
+        cache.on_moved(hash, self.id, before.sequence, entry.sequence);
         self.extents.on_gone(&before);
         self.extents.on_entry(&entry);
         self.live_bytes -= u64::from(before.size);
@@ -495,16 +528,28 @@ impl Shard {
     }
 
     /// A frame is on the device: its records can be read from there.
-    pub(super) fn on_written(&mut self, frame: u64, entries: Vec<(Key, u64)>, moved: &[Moved]) {
+    pub(super) fn on_written(
+        &mut self,
+        frame: u64,
+        entries: Vec<(Key, u64)>,
+        moved: &[Moved],
+        cache: &mut RecordCache,
+    ) {
         self.written_frame = self.written_frame.max(frame);
         for one in moved {
-            self.on_collected(one);
+            self.on_collected(one, cache);
         }
         for (key, sequence) in entries {
             if self.pending.get(&key).is_some_and(|pending| pending.at.sequence == sequence)
                 && let Some(pending) = self.pending.remove(&key)
             {
                 self.settle(&key, &pending);
+                match &pending.value {
+                    Some(value) if !pending.reaped => {
+                        cache.insert_written(pending.hash, self.id, sequence, value);
+                    }
+                    _ => cache.remove(pending.hash),
+                }
             }
         }
     }

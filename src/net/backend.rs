@@ -66,6 +66,14 @@ pub trait Backend {
     fn config_reset_stat(&mut self);
     /// The time of this loop.
     fn clock(&self) -> Clock;
+    /// Whether nothing more is to be read from clients for now. Cheap: asked before every read.
+    fn is_memory_short(&self) -> bool {
+        false
+    }
+    /// Whether connections are to be closed for want of memory.
+    fn must_evict(&self) -> bool {
+        false
+    }
     /// Bytes that one value may have.
     fn value_size_max(&self) -> u64;
     /// When everything was last known to be durable: seconds since the Unix epoch.

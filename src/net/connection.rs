@@ -20,7 +20,7 @@ use super::command::{Call, Local, Plan};
 use super::request::Request;
 use super::resp::{Parsed, RequestLimits, RequestParser, Response, Version};
 use super::session::{Multi, Session, WATCH_COUNT_MAX, acts_inside_multi, size_of};
-use crate::engine::op::{Key, WatchedKey};
+use crate::engine::op::Key;
 use crate::limits::{REPLY_BUFFER_SIZE_MAX, REPLY_SLOTS_MAX};
 
 /// Bytes of requests that one connection may have under way.
@@ -33,6 +33,9 @@ const OWED_SIZE_MAX: usize = 4 << 20;
 /// The size of a reply as long as none was seen. A pessimist's guess: a first burst of requests for long values is held
 /// back at once, and short replies bring the figure down to a full pipeline within some twenty of them.
 const OWED_SIZE_START: usize = 1 << 20;
+
+/// The same for the output that is written while memory is short: replies in waiting may share their bytes with the cache.
+const OUTPUT_SIZE_SHORT: usize = 16 << 10;
 
 /// An empty buffer that is larger than this is given back.
 const IDLE_BUFFER_SIZE_MAX: usize = 1 << 10;
@@ -83,6 +86,8 @@ pub struct Connection {
     barrier: Option<SlotId>,
     ready_size: usize,
     in_flight_size: usize,
+    /// Bytes of output beyond which no further reply is written to it.
+    output_size_max: usize,
     /// The size that the next replies are reckoned at: the latest large one's, fading.
     reply_size_seen: usize,
     session: Session,
@@ -108,6 +113,7 @@ impl Connection {
             barrier: None,
             ready_size: 0,
             in_flight_size: 0,
+            output_size_max: REPLY_BUFFER_SIZE_MAX,
             reply_size_seen: OWED_SIZE_START,
             session: Session::default(),
             phase: Phase::Open,
@@ -169,6 +175,8 @@ impl Connection {
             + self.slots.capacity() * std::mem::size_of::<Slot>()
             + self.ready_size
             + self.in_flight_size
+            + self.parser.size()
+            + self.session.size()
     }
 
     /// Takes bytes from the client; `advance` makes something of them.
@@ -206,6 +214,8 @@ impl Connection {
     pub fn advance<B: Backend>(&mut self, backend: &mut B) {
         self.refused = false;
         loop {
+            self.output_size_max =
+                if backend.is_memory_short() { OUTPUT_SIZE_SHORT } else { REPLY_BUFFER_SIZE_MAX };
             self.flush_ready();
             if let Some(request) = self.held.take() {
                 if !self.start(request, backend) {
@@ -250,14 +260,14 @@ impl Connection {
         }
     }
 
-    /// The answer to a request.
+    /// The answer to a request. `advance` writes it.
     pub fn complete(&mut self, id: SlotId, completed: Completed) {
         let Some(at) = id.0.checked_sub(self.first).and_then(|at| usize::try_from(at).ok()) else { return };
         let Some(slot) = self.slots.get_mut(at).filter(|slot| slot.reply.is_none()) else { return };
         let answer = match completed {
             Completed::Reply(response) => response,
             Completed::Watching(watched) => {
-                self.session.watched.extend(watched);
+                self.session.add_watched(watched);
                 Response::Ok
             }
         };
@@ -272,7 +282,6 @@ impl Connection {
         self.reply_size_seen = size.max(self.reply_size_seen - self.reply_size_seen / 8);
         slot.reply = Some(reply);
         self.locked(id);
-        self.flush_ready();
     }
 
     /// Ends the connection, whatever is under way. What it returns undoes its watches and must be started.
@@ -299,7 +308,7 @@ impl Connection {
 
     /// Writes replies in order, as far as they are there and the client takes them.
     fn flush_ready(&mut self) {
-        while self.out.len() < REPLY_BUFFER_SIZE_MAX
+        while self.out.len() < self.output_size_max
             && self.slots.front().is_some_and(|slot| slot.reply.is_some())
         {
             if let Some(Slot { version, reply: Some(reply), .. }) = self.slots.pop_front() {
@@ -407,7 +416,8 @@ impl Connection {
             Local::Reset => {
                 let version = Version::Resp2;
                 let watched = self.session.take_watched();
-                self.session = Session { version, ..Session::default() };
+                self.session = Session::default();
+                self.session.version = version;
                 self.unwatch(watched, Response::Simple("RESET".into()));
             }
             Local::Multi if self.session.multi.is_some() => {
@@ -489,7 +499,7 @@ impl Connection {
             };
             local.push((at, response));
         }
-        let watched: Vec<WatchedKey> = std::mem::take(&mut self.session.watched);
+        let watched = self.session.take_watches();
         if commands.is_empty() && watched.is_empty() {
             return self.reply(Response::Array(local.into_iter().map(|(_, response)| response).collect()));
         }

@@ -31,6 +31,15 @@ const ACCEPT_COUNT_MAX: usize = 64;
 /// Bytes of all arguments of one command.
 const COMMAND_SIZE_MAX: usize = 64 << 20;
 
+/// How long reading rests while memory is short.
+const MEMORY_REST_US: u64 = 1_000;
+
+/// Connections closed for want of memory in one loop.
+const EVICTION_COUNT_MAX: usize = 16;
+
+/// Closing a connection that holds less than this gains nothing.
+const EVICTED_SIZE_MIN: usize = 1 << 10;
+
 /// How long accepting rests when the process is out of descriptors.
 const ACCEPT_REST_US: u64 = 100_000;
 
@@ -74,6 +83,10 @@ pub struct ServerStatistics {
     pub received_bytes: u64,
     /// Bytes to clients.
     pub sent_bytes: u64,
+    /// Connections closed for want of memory.
+    pub evicted_count: u64,
+    /// Bytes of memory that connections hold now.
+    pub connections_size: u64,
 }
 
 #[derive(Debug)]
@@ -86,6 +99,10 @@ struct Client {
     dirty: bool,
     /// The last write did not take everything: wait for room.
     blocked: bool,
+    /// Its bytes wait in the kernel until there is memory for them; it is in `held_back`.
+    held_back: bool,
+    /// Bytes of memory that it held when last looked at.
+    size: usize,
 }
 
 /// The sockets of one reactor.
@@ -98,6 +115,8 @@ pub struct Server {
     connection_count_max: usize,
     /// Clients that `pump` has to look at.
     dirty: Vec<usize>,
+    /// Clients that are not read while memory is short.
+    held_back: Vec<usize>,
     /// Requests of closed connections that the node has yet to take.
     orphans: VecDeque<(ConnectionId, Request)>,
     scratch: Box<[u8]>,
@@ -120,6 +139,7 @@ impl Server {
             clients: Slab::new(),
             connection_count_max: connection_count_max.min(CONNECTION_COUNT_MAX),
             dirty: Vec::new(),
+            held_back: Vec::new(),
             orphans: VecDeque::new(),
             scratch: vec![0; SCRATCH_SIZE].into_boxed_slice(),
             generation: first_generation,
@@ -183,10 +203,23 @@ impl Server {
     /// Once per loop, after events and answers: starts what waits, writes what is there, closes what is over.
     pub fn pump<B: Backend>(&mut self, backend: &mut B, registry: &mut impl Registry) {
         self.resume_accepting(backend.clock().monotonic_us, registry);
+        if !self.held_back.is_empty() && !backend.is_memory_short() {
+            for index in std::mem::take(&mut self.held_back) {
+                if let Some(client) = self.clients.get_mut(index) {
+                    client.held_back = false;
+                    self.mark(index);
+                }
+            }
+        }
         for _ in 0..self.orphans.len() {
             let Some((id, request)) = self.orphans.pop_front() else { break };
             if let Started::Refused(request) = backend.start(id, SlotId(u64::MAX), request) {
                 self.orphans.push_back((id, request));
+            }
+        }
+        for _ in 0..EVICTION_COUNT_MAX {
+            if !backend.must_evict() || !self.evict(registry) {
+                break;
             }
         }
         for index in std::mem::take(&mut self.dirty) {
@@ -195,6 +228,10 @@ impl Server {
             client.connection.advance(backend);
             let written = self.write(index);
             let Some(client) = self.clients.get_mut(index) else { continue };
+            let size = client.connection.size();
+            self.statistics.connections_size += size as u64;
+            self.statistics.connections_size -= client.size as u64;
+            client.size = size;
             self.statistics.command_count += client.connection.take_command_count();
             if written.is_err() || client.connection.is_finished() || update(index, client, registry).is_err()
             {
@@ -255,7 +292,13 @@ impl Server {
             match listener.accept() {
                 Ok((socket, peer)) => {
                     // A socket that breaks at once concerns its client only.
-                    let _ = self.admit(socket, peer, backend.value_size_max(), registry);
+                    let _ = self.admit(
+                        socket,
+                        peer,
+                        backend.value_size_max(),
+                        backend.is_memory_short(),
+                        registry,
+                    );
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error)
@@ -278,9 +321,14 @@ impl Server {
         mut socket: TcpStream,
         peer: SocketAddr,
         value_size_max: u64,
+        is_memory_short: bool,
         registry: &mut impl Registry,
     ) -> io::Result<()> {
         socket.set_nonblocking(true)?;
+        if is_memory_short {
+            self.statistics.rejected_count += 1;
+            return socket.write_all(b"-OOM the node's memory is in use by other connections, try again\r\n");
+        }
         if self.clients.len() >= self.connection_count_max {
             self.statistics.rejected_count += 1;
             return socket.write_all(b"-ERR max number of clients reached\r\n");
@@ -297,13 +345,44 @@ impl Server {
             command_size_max: COMMAND_SIZE_MAX,
         };
         let connection = Connection::new(id, Some(peer), limits);
-        entry.insert(Client { socket, connection, interest: (true, false), dirty: false, blocked: false });
+        let size = connection.size();
+        self.statistics.connections_size += size as u64;
+        entry.insert(Client {
+            socket,
+            connection,
+            interest: (true, false),
+            dirty: false,
+            blocked: false,
+            held_back: false,
+            size,
+        });
         Ok(())
     }
 
-    /// When accepting goes on after a rest, which no event announces.
-    pub fn deadline_us(&self) -> Option<u64> {
-        self.resting_since_us.map(|since_us| since_us + ACCEPT_REST_US)
+    /// When accepting or reading goes on after a rest, which no event announces.
+    pub fn deadline_us(&self, now_us: u64) -> Option<u64> {
+        let accepting = self.resting_since_us.map(|since_us| since_us + ACCEPT_REST_US);
+        let reading = (!self.held_back.is_empty()).then_some(now_us + MEMORY_REST_US);
+        accepting.into_iter().chain(reading).min()
+    }
+
+    /// Closes the connection that holds the most memory. False when none holds much.
+    fn evict(&mut self, registry: &mut impl Registry) -> bool {
+        let largest = self.clients.iter().max_by_key(|(_, client)| client.size);
+        let Some((index, client)) = largest.filter(|(_, client)| client.size >= EVICTED_SIZE_MIN) else {
+            return false;
+        };
+        tracing::warn!(
+            "memory is short: closing the connection that holds the most, {} bytes, of {}",
+            client.size,
+            client
+                .socket
+                .peer_addr()
+                .map_or_else(|_| "a client that is gone".into(), |peer| peer.to_string())
+        );
+        self.statistics.evicted_count += 1;
+        self.close(index, registry);
+        true
     }
 
     fn resume_accepting(&mut self, now_us: u64, registry: &mut impl Registry) {
@@ -317,10 +396,17 @@ impl Server {
 
     /// Reads what there is, within bounds; whether the connection lives.
     fn read<B: Backend>(&mut self, index: usize, backend: &mut B) -> bool {
-        let Self { clients, scratch, statistics, .. } = self;
+        let Self { clients, scratch, statistics, held_back, .. } = self;
         let client = &mut clients[index];
         let mut total = 0;
         while total + SCRATCH_SIZE <= READ_SIZE_MAX && client.connection.wants_input() {
+            if backend.is_memory_short() {
+                if !client.held_back {
+                    client.held_back = true;
+                    held_back.push(index);
+                }
+                break;
+            }
             match client.socket.read(scratch) {
                 Ok(0) => client.connection.received_end(),
                 Ok(size) => {
@@ -365,6 +451,7 @@ impl Server {
     fn close(&mut self, index: usize, registry: &mut impl Registry) {
         let Some(mut client) = self.clients.try_remove(index) else { return };
         self.statistics.command_count += client.connection.take_command_count();
+        self.statistics.connections_size -= client.size as u64;
         // Closing the descriptor ends the watch in any case.
         let _ = registry.remove(client.socket.as_fd());
         if let Some(request) = client.connection.close() {
@@ -375,7 +462,8 @@ impl Server {
 
 /// Watches for what the client is ready for.
 fn update(index: usize, client: &mut Client, registry: &mut impl Registry) -> io::Result<()> {
-    let interest = (client.connection.wants_input(), !client.connection.output().is_empty());
+    let interest =
+        (client.connection.wants_input() && !client.held_back, !client.connection.output().is_empty());
     if interest != client.interest {
         client.interest = interest;
         registry.modify(client.socket.as_fd(), index as u64, interest.0, interest.1)?;

@@ -32,6 +32,8 @@ pub struct Session {
     pub multi: Option<Box<Multi>>,
     /// Watches that hold.
     pub watched: Vec<WatchedKey>,
+    /// Bytes that they hold.
+    watched_size: usize,
 }
 
 /// A transaction between MULTI and EXEC. Lines are kept as they came and read again at EXEC, because relative expiries
@@ -110,9 +112,26 @@ impl Session {
         keys
     }
 
+    /// Bytes of memory that it holds beside itself.
+    pub fn size(&self) -> usize {
+        self.name.len() + self.watched_size + self.multi.as_ref().map_or(0, |multi| multi.size())
+    }
+
+    /// Remembers watches.
+    pub fn add_watched(&mut self, watched: Vec<WatchedKey>) {
+        self.watched_size += watched.iter().map(|one| one.key.len() + ARGUMENT_OVERHEAD_SIZE).sum::<usize>();
+        self.watched.extend(watched);
+    }
+
     /// Ends all watches; the shards have yet to be told.
     pub fn take_watched(&mut self) -> Vec<Key> {
-        std::mem::take(&mut self.watched).into_iter().map(|watched| watched.key).collect()
+        self.take_watches().into_iter().map(|watched| watched.key).collect()
+    }
+
+    /// The same, with the versions that were seen.
+    pub fn take_watches(&mut self) -> Vec<WatchedKey> {
+        self.watched_size = 0;
+        std::mem::take(&mut self.watched)
     }
 
     /// HELLO's answer.

@@ -1,7 +1,7 @@
 //! What a node is told at its start.
 
 use crate::engine::durability::Durability;
-use crate::limits::CONNECTION_COUNT_MAX;
+use crate::limits::{CONNECTION_COUNT_MAX, MEMORY_SIZE_DEFAULT};
 use crate::reactor::SpinPolicy;
 
 /// Settings of a node beyond its device and its port.
@@ -15,6 +15,8 @@ pub struct NodeConfig {
     pub spin: SpinPolicy,
     /// Connections that the whole node serves.
     pub connection_count_max: usize,
+    /// Bytes of memory that the node may take, at least [`super::memory::memory_size_min`].
+    pub memory_size_max: u64,
     /// In-process callers that will be given a [`super::Client`].
     pub client_count: usize,
 }
@@ -26,6 +28,7 @@ impl Default for NodeConfig {
             cores: vec![None],
             spin: SpinPolicy::default(),
             connection_count_max: CONNECTION_COUNT_MAX,
+            memory_size_max: MEMORY_SIZE_DEFAULT,
             client_count: 0,
         }
     }

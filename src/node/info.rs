@@ -9,6 +9,7 @@ use super::shared::Shared;
 use crate::engine::durability::Durability;
 use crate::net::glob;
 use crate::size;
+use crate::sys::heap;
 
 /// The Redis release whose commands, replies and error texts are followed; clients look at it to choose features.
 const REDIS_VERSION: &str = "7.0.15";
@@ -64,12 +65,31 @@ fn section_fields(shared: &Shared, section: &str) -> Vec<(&'static str, String)>
         ],
         "memory" => {
             let resident = resident_bytes();
-            vec![
+            let used = heap::allocated().unwrap_or(resident);
+            let parts = [
+                ("memory_index", shared.sum(|f| &f.index_memory)),
+                ("memory_cache", shared.sum(|f| &f.cache_memory)),
+                ("memory_log", shared.sum(|f| &f.log_memory)),
+                ("memory_reads", shared.sum(|f| &f.reads_memory)),
+                ("memory_connections", shared.sum(|f| &f.connections_memory)),
+            ];
+            let known: u64 = parts.iter().map(|(_, size)| size).sum();
+            let plan = shared.memory;
+            let mut fields = vec![
+                ("used_memory", used.to_string()),
+                ("used_memory_human", size::show(used)),
                 ("used_memory_rss", resident.to_string()),
-                ("used_memory", resident.to_string()),
-                ("used_memory_human", size::show(resident)),
-                ("maxmemory", "0".into()),
-            ]
+                ("maxmemory", plan.size_max.to_string()),
+                ("maxmemory_human", size::show(plan.size_max)),
+                ("maxmemory_policy", "noeviction".into()),
+            ];
+            fields.extend(parts.map(|(name, size)| (name, size.to_string())));
+            // Buffers for the device, mailboxes, requests under way.
+            fields.push(("memory_other", used.saturating_sub(known).to_string()));
+            fields.push(("memory_index_max", plan.index_size_max().to_string()));
+            fields.push(("memory_cache_max", plan.cache_size_max(parts[0].1).to_string()));
+            fields.push(("memory_traffic_max", plan.traffic_size_max().to_string()));
+            fields
         }
         "persistence" => vec![
             ("loading", "0".into()),
@@ -90,6 +110,9 @@ fn section_fields(shared: &Shared, section: &str) -> Vec<(&'static str, String)>
                 ("total_net_input_bytes", figure(|f| &f.received_bytes)),
                 ("total_net_output_bytes", figure(|f| &f.sent_bytes)),
                 ("rejected_connections", figure(|f| &f.rejected)),
+                ("evicted_clients", figure(|f| &f.evicted)),
+                ("cache_hits", figure(|f| &f.cache_hits)),
+                ("cache_misses", figure(|f| &f.cache_misses)),
                 ("damaged_reads", figure(|f| &f.damaged_reads)),
                 ("extents_left", figure(|f| &f.extents_left)),
             ]
@@ -162,7 +185,8 @@ fn parameters(shared: &Shared, value_size_max: u64) -> Vec<(&'static str, String
         ("port", port.to_string()),
         ("databases", "1".into()),
         ("maxclients", shared.connection_count_max.to_string()),
-        ("maxmemory", "0".into()),
+        ("maxmemory", shared.memory.size_max.to_string()),
+        ("maxmemory-policy", "noeviction".into()),
         ("timeout", "0".into()),
         ("proto-max-bulk-len", value_size_max.to_string()),
         ("device", shared.device_name.clone()),

@@ -11,6 +11,7 @@
 pub mod client;
 pub mod config;
 mod info;
+pub mod memory;
 pub mod open;
 pub mod reactor;
 pub mod shared;
@@ -103,6 +104,22 @@ pub enum NodeError {
         device: String,
         /// The cause.
         source: OpError,
+    },
+    /// The index alone needs more than its part of the memory.
+    #[error(
+        "{device}: the index of {keys} keys takes {index}, and --memory {size_max} leaves it half of that: start with --memory {needed} or more"
+    )]
+    Memory {
+        /// The device.
+        device: String,
+        /// Keys found.
+        keys: u64,
+        /// What their index takes.
+        index: String,
+        /// The ceiling.
+        size_max: String,
+        /// A ceiling that would do.
+        needed: String,
     },
     /// A reactor ended without being told to.
     #[error("a reactor ended unexpectedly; see the messages above")]

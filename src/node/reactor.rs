@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use slab::Slab;
 
+use super::memory::{MemoryView, Pressure};
 use super::shared::{Control, Shared};
 use super::tasks::{GatherReply, Origin, Step, Task, Walk, batch_step};
 use super::{ShardAnswer, ShardRequest, info};
@@ -60,6 +61,7 @@ pub(super) struct Core<D> {
     inbox: Vec<VecDeque<ShardRequest>>,
     /// Answers that a full ring refused. While there is one, nothing more is taken from that peer.
     answer_outbox: Vec<VecDeque<ShardAnswer>>,
+    memory: MemoryView,
     answers: Vec<(u64, Answer)>,
     completions: Vec<(ConnectionId, SlotId, Completed)>,
     locked: Vec<(ConnectionId, SlotId)>,
@@ -140,6 +142,7 @@ impl<D: Device> NodeReactor<D> {
         let core = Core {
             index,
             clock: shared.clock(),
+            memory: MemoryView::new(shared.memory),
             shared,
             engine,
             mesh,
@@ -246,6 +249,8 @@ impl<D: Device> NodeReactor<D> {
         set(&figures.records, engine.records);
         set(&figures.damaged_reads, engine.damaged_reads);
         set(&figures.extents_left, engine.extents_left);
+        set(&figures.cache_hits, engine.cache_hits);
+        set(&figures.cache_misses, engine.cache_misses);
         if let Some(server) = &self.server {
             let server = server.statistics();
             set(&figures.connections, server.connection_count);
@@ -254,13 +259,24 @@ impl<D: Device> NodeReactor<D> {
             set(&figures.commands, server.command_count);
             set(&figures.received_bytes, server.received_bytes);
             set(&figures.sent_bytes, server.sent_bytes);
+            set(&figures.evicted, server.evicted_count);
+            set(&figures.connections_memory, server.connections_size);
         }
+    }
+
+    /// Looks at the node's memory and tells the engine what it may take.
+    fn refresh_memory(&mut self) {
+        let Core { memory, shared, engine, index, clock, .. } = &mut self.core;
+        let own = &shared.figures[*index];
+        let budget = memory.refresh(shared, own, engine.memory_use(), clock.monotonic_us);
+        engine.set_memory(budget);
     }
 }
 
 impl<D: Device> Work for NodeReactor<D> {
     fn poll(&mut self, poller: &mut Poller, events: &[Event]) -> Progress {
         self.core.clock = self.core.shared.clock();
+        self.refresh_memory();
         let registry = &mut PollerRegistry(poller);
         let mut busy = self.controls(registry);
         busy |= self.core.rings_in();
@@ -288,7 +304,7 @@ impl<D: Device> Work for NodeReactor<D> {
             return Some(STOP_POLL);
         }
         let clock = self.core.clock;
-        let server = self.server.as_ref().and_then(Server::deadline_us);
+        let server = self.server.as_ref().and_then(|server| server.deadline_us(clock.monotonic_us));
         let timer = self.core.engine.deadline_us(clock).into_iter().chain(server).min();
         let timer = timer.map(|at| Duration::from_micros(at.saturating_sub(clock.monotonic_us)));
         let device = self.core.engine.device();
@@ -528,7 +544,7 @@ impl<D: Device> Core<D> {
             let empty = vec![Response::Bulk("0".into()), Response::Array(Vec::new())];
             return Started::Now(Completed::Reply(Response::Array(empty)));
         }
-        let (shard, count) = (ShardId(walk.shard), walk.count);
+        let (shard, count) = (ShardId(walk.shard), walk.step());
         let id = self.tasks.insert(Task::Walk(Box::new(walk)));
         self.send_step(shard, tag(0, shard.0, id), ShardOp::Scan { cursor, count });
         Started::Later
@@ -632,6 +648,17 @@ impl<D: Device> Backend for Core<D> {
 
     fn clock(&self) -> Clock {
         self.clock
+    }
+
+    fn is_memory_short(&self) -> bool {
+        self.memory.pressure() >= Pressure::Short
+    }
+
+    fn must_evict(&self) -> bool {
+        // Of the reactors' connections it is those that hold more than their share.
+        let own = self.shared.figures[self.index].connections_memory.load(Ordering::Relaxed);
+        let all = self.shared.sum(|figures| &figures.connections_memory);
+        self.memory.must_evict() && own * self.shared.reactor_count() as u64 >= all
     }
 
     fn value_size_max(&self) -> u64 {

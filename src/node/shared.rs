@@ -6,6 +6,7 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use super::memory::MemoryPlan;
 use crate::engine::allocator::Allocator;
 use crate::engine::durability::Durability;
 use crate::engine::op::Clock;
@@ -59,6 +60,22 @@ pub struct Figures {
     pub received_bytes: AtomicU64,
     /// Bytes to clients.
     pub sent_bytes: AtomicU64,
+    /// Connections closed for want of memory.
+    pub evicted: AtomicU64,
+    /// Reads that the cache answered.
+    pub cache_hits: AtomicU64,
+    /// Reads that it could not answer.
+    pub cache_misses: AtomicU64,
+    /// Bytes of memory of the cache.
+    pub cache_memory: AtomicU64,
+    /// Of the index.
+    pub index_memory: AtomicU64,
+    /// Of what is on its way to the device.
+    pub log_memory: AtomicU64,
+    /// Of what is being read.
+    pub reads_memory: AtomicU64,
+    /// Of connections.
+    pub connections_memory: AtomicU64,
 }
 
 /// State of a node that all its threads see.
@@ -75,6 +92,8 @@ pub struct Shared {
     pub address: Option<std::net::SocketAddr>,
     /// Connections that the node serves.
     pub connection_count_max: usize,
+    /// What its memory is divided into.
+    pub memory: MemoryPlan,
     /// One per reactor.
     pub figures: Vec<Figures>,
     /// Reactors that have answered everything they took, after a stop.
@@ -107,6 +126,7 @@ impl Shared {
             engine_name: names.1,
             address,
             connection_count_max: config.connection_count_max,
+            memory: MemoryPlan::new(config.memory_size_max, config.cores.len()),
             figures: config.cores.iter().map(|_| Figures::default()).collect(),
             quiet_count: AtomicUsize::new(0),
             last_save_s: AtomicU64::new(unix_ms() / 1_000),

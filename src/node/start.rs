@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
 
+use super::memory::MemoryPlan;
 use super::reactor::NodeReactor;
 use super::shared::{Control, Shared};
 use super::{Client, NodeConfig, NodeError, Opened, ShardAnswer, ShardRequest};
@@ -15,6 +16,7 @@ use crate::net::port::Port;
 use crate::reactor::control;
 use crate::reactor::thread::{ReactorThread, spawn};
 use crate::reactor::{Sleeper, mesh_with_clients, run};
+use crate::size;
 
 /// Control messages that may wait for one reactor.
 const CONTROL_CAPACITY: usize = 64;
@@ -38,6 +40,17 @@ pub fn start<N: Namespace>(
 ) -> Result<Node, NodeError> {
     let Opened { namespace, superblock, allocator, states, .. } = opened;
     let reactor_count = config.cores.len();
+    let plan = MemoryPlan::new(config.memory_size_max, reactor_count);
+    let index_size: u64 = states.iter().map(ShardState::index_size).sum();
+    if index_size > plan.index_size_max() {
+        return Err(NodeError::Memory {
+            device: namespace.name().to_owned(),
+            keys: states.iter().map(ShardState::key_count).sum(),
+            index: size::show(index_size),
+            size_max: size::show(plan.size_max),
+            needed: format!("{}MiB", ((index_size * 2) >> 20) + 1),
+        });
+    }
     let device = namespace.name().to_owned();
     let address = port.as_ref().map(|port| port.address());
     let names = (device.clone(), namespace.geometry().engine);

@@ -5,15 +5,16 @@ use bytes::Bytes;
 use crate::engine::batch::{Batch, BatchReply, Progress};
 use crate::engine::clear::ClearAll;
 use crate::engine::op::{Answer, Key, OpError, Reply, ShardId, ShardOp, WatchedKey};
+use crate::limits::{KEYS_SIZE_MAX, SCAN_STEP_MAX};
 use crate::net::glob;
 use crate::net::resp::Response;
 use crate::net::{Completed, ConnectionId, SlotId};
 
+/// What a key found costs beside its bytes.
+const FOUND_OVERHEAD: usize = 96;
+
 /// Whom an answer is for.
 pub(super) type Origin = Option<(ConnectionId, SlotId)>;
-
-/// Keys that one step of KEYS visits on a shard: enough to be quick, few enough not to hold its reactor.
-const KEYS_STEP: usize = 512;
 
 /// Something that waits for shards.
 pub(super) enum Task {
@@ -54,6 +55,7 @@ pub(super) struct Walk {
     pub(super) nothing_matches: bool,
     visited: usize,
     found: Vec<Response>,
+    found_size: usize,
 }
 
 impl Walk {
@@ -74,6 +76,7 @@ impl Walk {
             nothing_matches: none,
             visited: 0,
             found: Vec::new(),
+            found_size: 0,
         };
         (walk, cursor & !0xff)
     }
@@ -82,12 +85,13 @@ impl Walk {
         Walk {
             origin,
             shard: 0,
-            count: KEYS_STEP,
+            count: SCAN_STEP_MAX,
             pattern: Some(pattern),
             is_scan: false,
             nothing_matches: false,
             visited: 0,
             found: Vec::new(),
+            found_size: 0,
         }
     }
 
@@ -103,7 +107,14 @@ impl Walk {
             let matching = keys
                 .into_iter()
                 .filter(|key| self.pattern.as_ref().is_none_or(|pattern| glob::matches(pattern, key)));
-            self.found.extend(matching.map(Response::Bulk));
+            for key in matching {
+                self.found_size += key.len() + FOUND_OVERHEAD;
+                self.found.push(Response::Bulk(key));
+            }
+            if self.found_size > KEYS_SIZE_MAX {
+                let text = format!("ERR more than {KEYS_SIZE_MAX} bytes of keys: use SCAN");
+                return Err(Response::error(text));
+            }
         }
         let mut cursor = cursor;
         if cursor == 0 {
@@ -116,7 +127,12 @@ impl Walk {
             cursor |= u64::from(self.shard);
             return Err(self.reply(cursor));
         }
-        Ok((ShardId(self.shard), ShardOp::Scan { cursor, count: self.count }))
+        Ok((ShardId(self.shard), ShardOp::Scan { cursor, count: self.step() }))
+    }
+
+    /// Keys that the next step visits.
+    pub(super) fn step(&self) -> usize {
+        self.count.min(SCAN_STEP_MAX)
     }
 
     fn reply(&mut self, cursor: u64) -> Response {

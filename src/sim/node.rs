@@ -16,6 +16,7 @@ use crate::engine::batch::{Batch, BatchReply, Progress};
 use crate::engine::clear::ClearAll;
 use crate::engine::device_format::{self, FormatOptions, OpenError};
 use crate::engine::durability::Durability;
+use crate::engine::memory::MemoryBudget;
 use crate::engine::op::{Answer, BatchId, Clock, Key, OpError, Reply, ShardId, ShardOp, WatchedKey};
 use crate::engine::recovery::{self, Damage};
 use crate::engine::{Engine, value_size_max};
@@ -204,6 +205,18 @@ impl SimNode {
     /// Extents that data may take.
     pub fn available_extents(&self) -> u32 {
         self.allocator.available_count()
+    }
+
+    /// Changes what every engine may take of the memory.
+    pub fn set_memory(&mut self, budget: MemoryBudget) {
+        for engine in &mut self.engines {
+            engine.set_memory(budget);
+        }
+    }
+
+    /// Reads that caches answered.
+    pub fn cache_hits(&self) -> u64 {
+        self.engines.iter().map(|engine| engine.stats().cache_hits).sum()
     }
 
     /// Changes the durability mode of every engine.

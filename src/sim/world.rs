@@ -18,6 +18,7 @@ use crate::engine::action::{Action, Command, Expiry, Fold, Presence, SetReply};
 use crate::engine::batch::BatchReply;
 use crate::engine::check::check;
 use crate::engine::durability::Durability;
+use crate::engine::memory::MemoryBudget;
 use crate::engine::op::{Clock, Key, OpError, Reply};
 use crate::format::slot::shard_of;
 
@@ -38,6 +39,8 @@ pub struct WorldConfig {
     pub tear: Tear,
     /// The mode; `always` promises the most.
     pub durability: Durability,
+    /// Bytes of each engine's cache: none, too few for everything, or enough.
+    pub cache_size: usize,
 }
 
 impl WorldConfig {
@@ -53,6 +56,7 @@ impl WorldConfig {
             disk_size: [14u64, 24, 64][random.index(3)] << 20,
             tear: [Tear::Block, Tear::Sector512, Tear::Byte][random.index(3)],
             durability: Durability::Always,
+            cache_size: [0, 0, 64 << 10, 2 << 20][random.index(4)],
         }
     }
 
@@ -132,6 +136,8 @@ struct World {
     counter_answered: BTreeSet<i64>,
     counter_sent: u64,
     counter_settled: i64,
+    /// This life's node may have no more keys.
+    memory_is_short: bool,
 }
 
 const CLIENTS: usize = 5;
@@ -168,6 +174,7 @@ pub fn run(config: WorldConfig) -> Summary {
         counter_answered: BTreeSet::new(),
         counter_sent: 0,
         counter_settled: 0,
+        memory_is_short: false,
         config,
     };
     world.life();
@@ -202,6 +209,12 @@ impl World {
             let scale = self.random.index(9);
             let requests = 1 + self.random.index(1 << scale);
             let cut = self.random.chance(3, 4);
+            self.memory_is_short = self.random.chance(1, 12);
+            node.set_memory(MemoryBudget {
+                cache_size_max: self.config.cache_size,
+                index_may_grow: !self.memory_is_short,
+                ..MemoryBudget::default()
+            });
             if cut {
                 let events = self.disk.events();
                 let within = self.random.below(4 * requests as u64 + 8);
@@ -222,6 +235,7 @@ impl World {
                     self.pass(&mut node);
                 }
             }
+            self.probes.hit_if(node.cache_hits() > 0, "read answered from the cache");
             if self.disk.is_off() || self.random.chance(1, 2) {
                 self.crash(node);
             } else {
@@ -449,6 +463,29 @@ impl World {
         let Some((_, open)) = self.clients[at].open.take() else { return };
         self.answered += 1;
         let full = |error: &OpError| matches!(error, OpError::DeviceFull | OpError::ReserveExhausted);
+        let short_of_memory = matches!(
+            &outcome,
+            Outcome::Reply(Reply::Error(OpError::OutOfMemory))
+                | Outcome::Batch(BatchReply::Failed(OpError::OutOfMemory))
+        );
+        if short_of_memory {
+            self.probes.hit("write refused for want of memory");
+            // The shared counter is made once and is not in anyone's model; nor is what expires as it is written.
+            let expires =
+                matches!(open.request, Request::Single(_, Action::Set { expiry: Expiry::At(_), .. }));
+            let grows = expires
+                || matches!(open.expect, Expect::Counter)
+                || open.changes.iter().any(|(key, after)| {
+                    let before = self.state(at, key);
+                    after.as_ref().is_some_and(|(_, expires)| {
+                        before.is_none_or(|(_, expired)| expired == 0 && *expires != 0)
+                    })
+                });
+            if !self.memory_is_short || !grows {
+                self.broken(&format!("{:?} refused for want of memory", short(&open.request)));
+            }
+            return;
+        }
         let refused = match &outcome {
             Outcome::Reply(Reply::Error(error)) | Outcome::Batch(BatchReply::Failed(error)) => full(error),
             _ => false,

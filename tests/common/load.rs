@@ -91,6 +91,8 @@ struct Worker {
 pub struct Load {
     workers: Vec<Worker>,
     promise: Promise,
+    /// The device may fail: an answer that says so ends its worker as a lost connection does, with what it sent pending.
+    pub device_may_fail: bool,
     pub coverage: Coverage,
 }
 
@@ -149,16 +151,21 @@ impl Load {
             next_version: 1,
             acked_count: 0,
         };
-        Load { workers: (0..WORKERS).map(worker).collect(), promise, coverage: Coverage::default() }
+        Load {
+            workers: (0..WORKERS).map(worker).collect(),
+            promise,
+            device_may_fail: false,
+            coverage: Coverage::default(),
+        }
     }
 
     /// Runs every worker until `stop` or until its connection ends, while `meanwhile` does what the test is about.
     pub fn run(&mut self, address: SocketAddr, stop: &AtomicBool, meanwhile: impl FnOnce()) {
-        let promise = self.promise;
+        let (promise, may_fail) = (self.promise, self.device_may_fail);
         let clients: Vec<Option<Client>> = self.workers.iter().map(|_| open(address)).collect();
         std::thread::scope(|scope| {
             for (worker, client) in self.workers.iter_mut().zip(clients) {
-                scope.spawn(move || client.map(|client| worker.run(client, promise, stop)));
+                scope.spawn(move || client.map(|client| worker.run(client, promise, may_fail, stop)));
             }
             meanwhile();
         });
@@ -235,8 +242,12 @@ fn open(address: SocketAddr) -> Option<Client> {
     Some(client)
 }
 
+fn is_device_failure(reply: &Reply) -> bool {
+    matches!(reply, Reply::Error(text) if text.starts_with("IOERR") || text.starts_with("READONLY"))
+}
+
 impl Worker {
-    fn run(&mut self, mut client: Client, promise: Promise, stop: &AtomicBool) {
+    fn run(&mut self, mut client: Client, promise: Promise, may_fail: bool, stop: &AtomicBool) {
         while !stop.load(Ordering::Relaxed) {
             let mut bytes = Vec::new();
             let mut expected = Vec::new();
@@ -250,6 +261,9 @@ impl Worker {
                 let count = replies.len();
                 for (index, wanted) in replies.into_iter().enumerate() {
                     let Ok(reply) = client.read() else { return };
+                    if may_fail && is_device_failure(&reply) {
+                        return;
+                    }
                     let found = format!("worker {}, unit {unit}, reply {index} of {count}", self.id);
                     wanted.verify(&reply, &found);
                 }

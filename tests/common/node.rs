@@ -344,7 +344,8 @@ impl Ended {
 pub fn basalt_in(directory: &Path, args: &[&str]) -> Ended {
     let mut command = Command::new(env!("CARGO_BIN_EXE_basalt"));
     command.args(args).current_dir(directory);
-    run_within(command, None, DEADLINE)
+    // Only a hang takes this long: a check reads the whole device, however slow the machine is.
+    run_within(command, None, DEADLINE * 5)
 }
 
 /// Runs `basalt` with arguments that make it end by itself.

@@ -21,7 +21,25 @@ pub enum Backing {
     Malloc { size_mib: u64, block_size: u32 },
     /// A file, through Linux AIO.
     File { path: PathBuf, block_size: u32 },
+    /// Memory that fails when it is told to.
+    Faulty { size_mib: u64, block_size: u32 },
+    /// Memory that takes its time for reads and writes.
+    Slow { size_mib: u64, block_size: u32, delay: Duration },
 }
+
+impl Backing {
+    fn memory_mib(&self) -> u64 {
+        match self {
+            Backing::Malloc { size_mib, .. }
+            | Backing::Faulty { size_mib, .. }
+            | Backing::Slow { size_mib, .. } => *size_mib,
+            Backing::File { .. } => 0,
+        }
+    }
+}
+
+/// What a target needs of memory beside what it exports.
+const MEMORY_MIB: u64 = 512;
 
 /// A running target.
 pub struct Target {
@@ -38,7 +56,7 @@ impl Target {
         let directory = tempfile::tempdir().expect("a directory for the socket");
         let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr());
         let port = port.expect("a free port").port();
-        let child = spawn(directory.path());
+        let child = spawn(directory.path(), backings);
         let mut target = Target { child, directory, port, backings: backings.to_vec() };
         target.set_up();
         target
@@ -58,7 +76,7 @@ impl Target {
     /// Starts a killed target again, at the same port and with the same subsystems.
     pub fn restart(&mut self) {
         let _ = std::fs::remove_file(self.socket());
-        self.child = spawn(self.directory.path());
+        self.child = spawn(self.directory.path(), &self.backings);
         self.set_up();
     }
 
@@ -108,18 +126,7 @@ impl Target {
         self.call("framework_start_init", json!({}));
         self.call("nvmf_create_transport", json!({ "trtype": "TCP" }));
         for (index, backing) in self.backings.clone().iter().enumerate() {
-            let name = format!("bdev{index}");
-            match backing {
-                Backing::Malloc { size_mib, block_size } => {
-                    let blocks = (size_mib << 20) / u64::from(*block_size);
-                    let params = json!({ "name": name, "num_blocks": blocks, "block_size": block_size });
-                    self.call("bdev_malloc_create", params);
-                }
-                Backing::File { path, block_size } => {
-                    let params = json!({ "name": name, "filename": path, "block_size": block_size });
-                    self.call("bdev_aio_create", params);
-                }
-            }
+            let name = self.create(&format!("bdev{index}"), backing);
             let serial = format!("BASALT{index:014}");
             let params = json!({ "nqn": nqn(index), "allow_any_host": true, "serial_number": serial });
             self.call("nvmf_create_subsystem", params);
@@ -127,9 +134,82 @@ impl Target {
             let nguid = format!("{:032X}", 0xBA5A_0000 + index as u64);
             let namespace = json!({ "nsid": 1, "bdev_name": name, "nguid": nguid });
             self.call("nvmf_subsystem_add_ns", json!({ "nqn": nqn(index), "namespace": namespace }));
-            let address = json!({ "trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": self.port.to_string() });
-            self.call("nvmf_subsystem_add_listener", json!({ "nqn": nqn(index), "listen_address": address }));
+            let listener = json!({ "nqn": nqn(index), "listen_address": self.address() });
+            self.call("nvmf_subsystem_add_listener", listener);
         }
+    }
+
+    /// Creates what a subsystem exports and returns its name.
+    #[track_caller]
+    fn create(&self, name: &str, backing: &Backing) -> String {
+        match backing {
+            Backing::File { path, block_size } => {
+                let params = json!({ "name": name, "filename": path, "block_size": block_size });
+                self.call("bdev_aio_create", params);
+                name.to_owned()
+            }
+            Backing::Malloc { size_mib, block_size } => {
+                let blocks = (size_mib << 20) / u64::from(*block_size);
+                let params = json!({ "name": name, "num_blocks": blocks, "block_size": block_size });
+                self.call("bdev_malloc_create", params);
+                name.to_owned()
+            }
+            Backing::Faulty { size_mib, block_size } => {
+                self.create(name, &Backing::Malloc { size_mib: *size_mib, block_size: *block_size });
+                self.call("bdev_error_create", json!({ "base_name": name }));
+                format!("EE_{name}")
+            }
+            Backing::Slow { size_mib, block_size, delay } => {
+                self.create(name, &Backing::Malloc { size_mib: *size_mib, block_size: *block_size });
+                let (slow, delay_us) = (format!("slow_{name}"), delay.as_micros() as u64);
+                let params = json!({
+                    "base_bdev_name": name, "name": slow, "avg_read_latency": delay_us, "p99_read_latency": delay_us,
+                    "avg_write_latency": delay_us, "p99_write_latency": delay_us,
+                });
+                self.call("bdev_delay_create", params);
+                slow
+            }
+        }
+    }
+
+    /// Has the next `count` commands of a kind (`read`, `write`, `flush`) on a faulty backing fail.
+    pub fn inject_failures(&self, index: usize, kind: &str, count: u32) {
+        let name = format!("EE_bdev{index}");
+        let params = json!({ "name": name, "io_type": kind, "error_type": "failure", "num": count });
+        self.call("bdev_error_inject_error", params);
+    }
+
+    /// Nothing fails any more.
+    pub fn clear_failures(&self, index: usize) {
+        let params =
+            json!({ "name": format!("EE_bdev{index}"), "io_type": "clear", "error_type": "failure" });
+        self.call("bdev_error_inject_error", params);
+    }
+
+    /// Ends every connection to a subsystem and lets hosts connect anew.
+    pub fn drop_connections(&self, index: usize) {
+        let listener = json!({ "nqn": nqn(index), "listen_address": self.address() });
+        self.call("nvmf_subsystem_remove_listener", listener.clone());
+        self.call("nvmf_subsystem_add_listener", listener);
+    }
+
+    /// Looks at the size of a file again, which may have grown.
+    pub fn rescan(&self, index: usize) {
+        self.call("bdev_aio_rescan", json!({ "name": format!("bdev{index}") }));
+    }
+
+    /// Starts a killed target again with something else behind the first subsystem.
+    pub fn restart_with(&mut self, backing: Backing) {
+        self.backings[0] = backing;
+        self.restart();
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    fn address(&self) -> Value {
+        json!({ "trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": self.port.to_string() })
     }
 
     fn is_ready(&self) -> bool {
@@ -175,7 +255,8 @@ fn nqn(index: usize) -> String {
     format!("nqn.2016-06.io.spdk:basalt{index}")
 }
 
-fn spawn(directory: &Path) -> Child {
+fn spawn(directory: &Path, backings: &[Backing]) -> Child {
+    let memory_mib = MEMORY_MIB + backings.iter().map(Backing::memory_mib).sum::<u64>();
     let log = std::fs::OpenOptions::new().create(true).append(true).open(directory.join("log"));
     let log = log.expect("a log file for the target");
     Command::new(program())
@@ -183,11 +264,11 @@ fn spawn(directory: &Path) -> Child {
             "--wait-for-rpc",
             "--no-huge",
             "-s",
-            "768",
+            &memory_mib.to_string(),
             "--no-pci",
             "--disable-cpumask-locks",
             "-m",
-            &core_mask(),
+            &format!("[{}]", core()),
             "-r",
         ])
         .arg(directory.join("rpc"))
@@ -198,14 +279,13 @@ fn spawn(directory: &Path) -> Child {
         .expect("nvmf_tgt can be started")
 }
 
-/// The last core that this process may use: the first is where most other things run.
-fn core_mask() -> String {
-    let cores = core_affinity::get_core_ids().unwrap_or_default();
-    format!("[{}]", cores.iter().map(|core| core.id).max().unwrap_or(0))
+/// The core that targets poll: the last one that this process may use, since most other things run on the first.
+pub fn core() -> usize {
+    core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).max().unwrap_or(0)
 }
 
 /// `BASALT_NVMF_TGT`, or what `scripts/setup-spdk --with-target` finds or builds.
-fn program() -> PathBuf {
+pub fn program() -> PathBuf {
     if let Some(path) = std::env::var_os("BASALT_NVMF_TGT") {
         return path.into();
     }

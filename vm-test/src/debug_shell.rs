@@ -25,9 +25,10 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     let directory = tempfile::tempdir().map_err(VmError::os("make a directory in", std::env::temp_dir()))?;
     let drive = image::create(directory.path().join("drive.img"), DRIVE_SIZE)?;
-    let mut machine = Engine::Uring.prepare(Machine::with_namespaces(vec![Namespace::new(drive)]))?;
+    let engine = if cfg!(feature = "spdk") { Engine::Spdk } else { Engine::Uring };
+    let mut machine = engine.prepare(Machine::with_namespaces(vec![Namespace::new(drive)]))?;
     machine.ports = vec![PORT];
-    // For `basalt device bind` as well as for the kernel's own driver.
+    // For `basalt device bind` as well as for the kernel's own driver, whatever drives it then.
     machine.iommu = true;
     machine.memory_mib = 2048;
     vm::shell(&machine)

@@ -72,6 +72,22 @@ impl Monitor {
         self.set_drive(namespace, &node)
     }
 
+    /// Has a drive take seconds for each operation, until it is healed. Once in a machine's life for each namespace.
+    pub fn stall(&mut self, namespace: &str) -> Result<()> {
+        let (node, group) = (format!("{namespace}-faults"), format!("{namespace}-stall"));
+        // The least that there is: one operation a minute.
+        let limits = json!({"iops-total": 1, "iops-size": 512});
+        self.execute("object-add", json!({"qom-type": "throttle-group", "id": group, "limits": limits}))?;
+        let throttle = json!({
+            "driver": "throttle",
+            "node-name": node,
+            "throttle-group": group,
+            "file": format!("{namespace}-drive"),
+        });
+        self.execute("blockdev-add", throttle)?;
+        self.set_drive(namespace, &node)
+    }
+
     /// Takes the errors away again.
     pub fn heal(&mut self, namespace: &str) -> Result<()> {
         self.set_drive(namespace, &format!("{namespace}-drive"))?;

@@ -16,6 +16,9 @@ use crate::vm::Vm;
 /// machine may take its clock to be several times as fast as it is.
 const LIMIT: Duration = Duration::from_secs(600);
 
+/// For a node to say what it must say.
+const SAYING_LIMIT: Duration = Duration::from_secs(120);
+
 /// The port of the first node of a guest.
 pub const PORT: u16 = 6379;
 
@@ -82,6 +85,19 @@ impl<'a> GuestNode<'a> {
     /// Whether it still runs.
     pub fn is_running(&self) -> Result<bool> {
         Ok(self.vm.try_run(&format!("[ ! -e {}.code ]", self.name), LIMIT)?.code == 0)
+    }
+
+    /// Waits until it has said this so many times.
+    pub fn wait_for(&self, words: &str, count: usize) -> Result<()> {
+        let wait =
+            format!("while [ $(grep -c '{words}' {0}.err) -lt {count} ]; do sleep 0.1; done", self.name);
+        match self.vm.try_run(&wait, SAYING_LIMIT)?.code {
+            0 => Ok(()),
+            _ => {
+                let what = format!("the node has not said '{words}' {count} times within {SAYING_LIMIT:?}");
+                Err(VmError::Node { what, output: self.said()? })
+            }
+        }
     }
 
     /// What it has printed.

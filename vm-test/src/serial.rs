@@ -27,14 +27,14 @@ pub struct Answer {
 }
 
 /// Why there is no answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Silence {
     /// The port was closed: the machine is gone.
     Closed,
     /// Nothing in time.
     TimedOut,
-    /// What came is not an answer to what was asked.
-    Garbled,
+    /// This came, which is not an answer to what was asked.
+    Garbled(String),
 }
 
 /// The host's end of the serial port.
@@ -70,7 +70,12 @@ impl Serial {
         self.to_guest.flush().map_err(|_| Silence::Closed)?;
         let deadline = Instant::now() + limit + GRACE;
         let head = self.line(deadline)?;
-        let (code, size) = parse_head(&head, number).ok_or(Silence::Garbled)?;
+        let (code, size) = parse_head(&head, number).ok_or_else(|| {
+            Silence::Garbled(format!(
+                "{head:?} instead of an answer to number {number}, then {:?}",
+                String::from_utf8_lossy(&self.received)
+            ))
+        })?;
         while self.received.len() < size {
             self.receive(deadline)?;
         }
@@ -171,7 +176,10 @@ mod tests {
         assert_eq!(mute.line(Instant::now() + Duration::from_millis(20)), Err(Silence::TimedOut));
         let mut noisy = shell("echo basalt-guest; read -r line; echo kernel panic");
         noisy.wait_for_hello(LIMIT).unwrap();
-        assert_eq!(noisy.run("true", LIMIT), Err(Silence::Garbled));
+        assert_eq!(
+            noisy.run("true", LIMIT),
+            Err(Silence::Garbled("\"kernel panic\\n\" instead of an answer to number 1, then \"\"".into()))
+        );
     }
 
     #[test]

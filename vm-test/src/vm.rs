@@ -17,8 +17,14 @@ use crate::monitor::Monitor;
 use crate::packages::Packages;
 use crate::serial::{Answer, Serial, Silence};
 
-/// Until the first byte on the console. A guest that says nothing by then is stuck in the processor's virtualisation.
-const FIRST_LINE_LIMIT: Duration = Duration::from_secs(30);
+/// Until the first byte on the console. Under KVM, a guest that says nothing by then is stuck in the processor's
+/// virtualisation; an emulated one is only slow on a busy machine.
+fn first_line_limit(accelerator: Accelerator) -> Duration {
+    Duration::from_secs(match accelerator {
+        Accelerator::Kvm => 30,
+        Accelerator::Tcg => 120,
+    })
+}
 
 /// From the first byte to the first command.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
@@ -79,21 +85,21 @@ impl Vm {
         let serial = Mutex::new(Serial::new(to_guest, from_guest));
         // From here on, dropping ends QEMU.
         let mut vm = Vm { machine: machine.clone(), qemu, serial, host_ports, directory };
-        vm.wait_for_first_line(&console)?;
+        vm.wait_for_first_line(&console, first_line_limit(accelerator))?;
         let hello = vm.serial.get_mut().unwrap_or_else(PoisonError::into_inner).wait_for_hello(BOOT_LIMIT);
         hello.map_err(|silence| vm.silence("the guest to come up", silence, BOOT_LIMIT))?;
         Ok(vm)
     }
 
-    fn wait_for_first_line(&mut self, console: &Path) -> Result<()> {
-        let deadline = Instant::now() + FIRST_LINE_LIMIT;
+    fn wait_for_first_line(&mut self, console: &Path, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
         while std::fs::metadata(console).map_or(0, |metadata| metadata.len()) == 0 {
             if let Ok(Some(status)) = self.qemu.try_wait() {
                 let what = format!("QEMU ended at once ({status})");
                 return Err(VmError::MachineEnded { what, console: self.console() });
             }
             if Instant::now() > deadline {
-                return Err(self.silence("the guest's first line", Silence::TimedOut, FIRST_LINE_LIMIT));
+                return Err(self.silence("the guest's first line", Silence::TimedOut, limit));
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -179,8 +185,8 @@ impl Vm {
                 let what = format!("the machine ended while waiting for: {what}");
                 VmError::MachineEnded { what, console: self.console() }
             }
-            Silence::Garbled => {
-                let what = format!("the serial port gave no sense while waiting for: {what}");
+            Silence::Garbled(came) => {
+                let what = format!("the serial port gave {came} while waiting for: {what}");
                 VmError::MachineEnded { what, console: self.console() }
             }
         }

@@ -4,13 +4,18 @@ use serde::Serialize;
 
 use super::{IdentifyArgs, Report, find};
 use crate::cli::Exit;
+#[cfg(feature = "spdk")]
+use crate::device::spdk;
+#[cfg(feature = "spdk")]
+use crate::device::transport_id::{Transport, TransportId};
+use crate::pci::Bdf;
 use crate::pci::controller::{Controller, device_path};
 use crate::pci::system::System;
 use crate::size;
 
 /// What is known of a controller. Fields that a source can't tell are missing.
 #[derive(Debug, Clone, Serialize)]
-struct Identity {
+pub(super) struct Identity {
     bdf: String,
     /// Where this comes from.
     source: &'static str,
@@ -20,7 +25,24 @@ struct Identity {
     subsystem: Option<String>,
     state: Option<String>,
     namespaces: Vec<NamespaceIdentity>,
+    health: Option<HealthReport>,
 }
+
+/// From the SMART / health log page.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct HealthReport {
+    critical_warning: u8,
+    temperature_celsius: i32,
+    available_spare_percent: u8,
+    used_percent: u8,
+    power_on_hours: u64,
+    unsafe_shutdowns: u64,
+    media_errors: u64,
+}
+
+/// The kernel's words for what a drive's write cache asks of who writes.
+const WRITE_BACK: &str = "write back";
+const WRITE_THROUGH: &str = "write through";
 
 #[derive(Debug, Clone, Serialize)]
 struct NamespaceIdentity {
@@ -41,32 +63,88 @@ struct NamespaceIdentity {
     wwid: Option<String>,
 }
 
-pub(super) fn report(system: &System, args: &IdentifyArgs) -> Report {
+/// How a controller is asked that a driver for user space has.
+pub(super) type Ask<'a> = dyn Fn(Bdf) -> Result<Identity, String> + 'a;
+
+pub(super) fn report(system: &System, args: &IdentifyArgs, ask: &Ask) -> Report {
     let controller = match find(system, args.bdf) {
         Ok(controller) => controller,
         Err(report) => return report,
     };
-    match identify(system, &controller) {
+    match identify(system, &controller, ask) {
         Ok(identity) if args.json => Report::done(serde_json::json!(identity).to_string()),
         Ok(identity) => Report::done(text(&identity)),
         Err(why) => Report::failed(Exit::Failed, why),
     }
 }
 
-/// The one place that knows whom to ask. The kernel's driver answers through sysfs.
-fn identify(system: &System, controller: &Controller) -> Result<Identity, String> {
+/// The one place that knows whom to ask: the kernel's driver answers through sysfs, what user space has through SPDK.
+fn identify(system: &System, controller: &Controller, ask: &Ask) -> Result<Identity, String> {
     let bdf = controller.bdf;
     match controller.driver.as_deref() {
         Some("nvme") => Ok(from_sysfs(system, controller)),
-        Some(driver) if controller.is_user_space() => Err(format!(
-            "{bdf} is bound to {driver}, so the kernel can't ask it; `basalt device unbind {bdf}` gives it back, then this \
-             works"
-        )),
+        Some(_) if controller.is_user_space() => ask(bdf),
         Some(driver) => Err(format!("{bdf} is with the driver {driver}, which shows nothing of it")),
         None => Err(format!(
-            "{bdf} has no driver, so nobody can ask it; `basalt device unbind {bdf}` gives it to nvme"
+            "{bdf} has no driver, so nobody can ask it; `basalt device unbind {bdf}` gives it to nvme, `basalt device bind \
+             {bdf}` to SPDK"
         )),
     }
+}
+
+#[cfg(not(feature = "spdk"))]
+pub(super) fn through_spdk(bdf: Bdf) -> Result<Identity, String> {
+    Err(format!(
+        "{bdf} is with user space, where only SPDK can ask it, and this build has none: run scripts/setup-spdk and build \
+         with `cargo build --release --features spdk`, or give it back with `basalt device unbind {bdf}`"
+    ))
+}
+
+#[cfg(feature = "spdk")]
+pub(super) fn through_spdk(bdf: Bdf) -> Result<Identity, String> {
+    let device = TransportId { transport: Transport::Pcie(bdf), namespace: None };
+    let found = spdk::identify(&device).map_err(|error| error.to_string())?;
+    let known = |text: String| (!text.is_empty()).then_some(text);
+    let volatile = found.volatile_write_cache;
+    let namespaces = found.namespaces.iter().map(|one| NamespaceIdentity {
+        name: format!("ns:{}", one.id),
+        nsid: Some(one.id.into()),
+        size: one.size,
+        block_size: one.block_size.into(),
+        physical_block_size: None,
+        write_cache: Some(if volatile { WRITE_BACK } else { WRITE_THROUGH }.to_owned()),
+        fua: None,
+        transfer_size_max: Some(one.transfer_size_max.into()),
+        optimal_boundary_size: Some(one.optimal_boundary_size).filter(|&size| size > 0),
+        deallocate: Some(one.deallocate),
+        metadata_size: Some(one.metadata_size.into()),
+        // As the kernel writes them: both are strings of bytes.
+        wwid: match (u128::from_be_bytes(one.nguid), one.eui64.swap_bytes()) {
+            (0, 0) => None,
+            (0, eui64) => Some(format!("eui.{eui64:016x}")),
+            (nguid, _) => Some(format!("eui.{nguid:032x}")),
+        },
+    });
+    Ok(Identity {
+        bdf: bdf.to_string(),
+        source: "SPDK",
+        namespaces: namespaces.collect(),
+        model: known(found.model),
+        serial: known(found.serial),
+        firmware: known(found.firmware),
+        subsystem: known(found.subsystem),
+        state: None,
+        health: found.health.map(|health| HealthReport {
+            critical_warning: health.critical_warning,
+            // The page counts in Kelvin.
+            temperature_celsius: i32::from(health.temperature_kelvin) - 273,
+            available_spare_percent: health.available_spare_percent,
+            used_percent: health.used_percent,
+            power_on_hours: health.power_on_hours,
+            unsafe_shutdowns: health.unsafe_shutdowns,
+            media_errors: health.media_errors,
+        }),
+    })
 }
 
 fn from_sysfs(system: &System, controller: &Controller) -> Identity {
@@ -102,6 +180,7 @@ fn from_sysfs(system: &System, controller: &Controller) -> Identity {
         subsystem: system.read(&format!("{below}/subsysnqn")),
         state: controller.state.clone(),
         namespaces: namespaces.collect(),
+        health: None,
     }
 }
 
@@ -115,6 +194,24 @@ fn text(identity: &Identity) -> String {
     line("firmware", &identity.firmware);
     line("subsystem", &identity.subsystem);
     line("state", &identity.state);
+    line(
+        "health",
+        &identity.health.map(|health| {
+            let warning = match health.critical_warning {
+                0 => String::new(),
+                bits => format!(", CRITICAL WARNING {bits:#04x}"),
+            };
+            format!(
+                "{} % used, {} % spare, {} degrees Celsius, {} hours on, {} unsafe shutdowns, {} media errors{warning}",
+                health.used_percent,
+                health.available_spare_percent,
+                health.temperature_celsius,
+                health.power_on_hours,
+                health.unsafe_shutdowns,
+                health.media_errors
+            )
+        }),
+    );
     for one in &identity.namespaces {
         let id = one.nsid.map_or(String::new(), |id| format!(" (namespace {id})"));
         lines.push(format!(
@@ -130,8 +227,8 @@ fn text(identity: &Identity) -> String {
         line(
             "write cache",
             one.write_cache.as_deref().map(|mode| match mode {
-                "write back" => "volatile: flushes are needed".to_owned(),
-                "write through" => "none, or not volatile: flushes are not needed".to_owned(),
+                WRITE_BACK => "volatile: flushes are needed".to_owned(),
+                WRITE_THROUGH => "none, or not volatile: flushes are not needed".to_owned(),
                 other => other.to_owned(),
             }),
         );

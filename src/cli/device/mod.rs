@@ -116,7 +116,7 @@ pub(super) fn device(args: &DeviceArgs) -> Exit {
     let system = System::host();
     // Each step before it is taken: letting go of a drive that does not answer may take a while.
     let mut tell = |text: &str| super::note(text);
-    let report = run(&system, &args.command, &mut tell);
+    let report = run(&system, &args.command, &mut tell, &identify::through_spdk);
     if !report.out.is_empty() {
         say(report.out);
     }
@@ -126,12 +126,13 @@ pub(super) fn device(args: &DeviceArgs) -> Exit {
     }
 }
 
-fn run(system: &System, command: &DeviceCommand, tell: &mut dyn FnMut(&str)) -> Report {
+/// `ask` asks a controller that a driver for user space has.
+fn run(system: &System, command: &DeviceCommand, tell: &mut dyn FnMut(&str), ask: &identify::Ask) -> Report {
     match command {
         DeviceCommand::List(args) => list::list(system, args),
         DeviceCommand::Bind(args) => bind::bind(system, args, tell),
         DeviceCommand::Unbind(args) => bind::unbind(system, args, tell),
-        DeviceCommand::Identify(args) => identify::report(system, args),
+        DeviceCommand::Identify(args) => identify::report(system, args, ask),
     }
 }
 

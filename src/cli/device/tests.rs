@@ -19,7 +19,8 @@ fn run(machine: &Machine, line: &str) -> (Report, String) {
     let words = ["device"].into_iter().chain(line.split_whitespace());
     let command = Line::try_parse_from(words).unwrap_or_else(|error| panic!("{line}: {error}")).command;
     let mut told = String::new();
-    let report = super::run(&machine.system(), &command, &mut |text| told += &format!("{text}\n"));
+    let mut tell = |text: &str| told += &format!("{text}\n");
+    let report = super::run(&machine.system(), &command, &mut tell, &|bdf| Err(format!("{bdf} was asked")));
     (report, told)
 }
 
@@ -49,7 +50,7 @@ fn refused(machine: &Machine, words: &[&str], forced: Exit) {
         dry_run: false,
         json: false,
     });
-    let report = super::run(&machine.system(), &command, &mut |_| {});
+    let report = super::run(&machine.system(), &command, &mut |_| {}, &|_| Err(String::new()));
     assert_eq!(report.exit, forced, "forced: {report:?}");
     let driver = if forced == Exit::Done { "vfio-pci" } else { "nvme" };
     assert_eq!(machine.driver_of(BDF).as_deref(), Some(driver));
@@ -647,6 +648,18 @@ fn identify_tells_what_sysfs_knows_and_why_it_knows_nothing() {
     assert_eq!(value["namespaces"][0]["transfer_size_max"], 512 << 10);
     assert_eq!(run(&machine, &format!("bind {BDF}")).0.exit, Exit::Done);
     let (report, _) = run(&machine, &format!("identify {BDF}"));
-    assert_eq!(report.exit, Exit::Failed);
-    assert!(report.error.unwrap().contains(&format!("basalt device unbind {BDF}")));
+    assert_eq!((report.exit, report.error.unwrap()), (Exit::Failed, format!("{BDF} was asked")));
+    machine.remove(&format!("/sys/bus/pci/devices/{BDF}/driver"));
+    let (report, _) = run(&machine, &format!("identify {BDF}"));
+    assert!(report.error.unwrap().contains(&format!("basalt device bind {BDF}")), "{}", report.out);
+}
+
+#[cfg(not(feature = "spdk"))]
+#[test]
+fn a_build_without_spdk_says_what_identifying_a_bound_controller_needs() {
+    let Err(why) = super::identify::through_spdk(BDF.parse().unwrap()) else { panic!("it was identified") };
+    for words in ["--features spdk", "scripts/setup-spdk", &format!("basalt device unbind {BDF}")] {
+        assert!(why.contains(words), "no {words:?} in {why}");
+    }
+    assert!(!why.trim_end_matches('.').contains(". "), "one sentence: {why}");
 }

@@ -7,7 +7,10 @@
 //! - The controller is detached after the last queue pair has been freed and the admin thread has ended: each
 //!   queue holds the [`Controller`], and its drop joins the thread first.
 //! - A reset happens only while no queue pair exists ([`Phase::Quiescing`] and `attached` 0): SPDK wants every other
-//!   thread off the controller.
+//!   thread off the controller. Before that, over PCIe, it is disabled ([`Phase::Disabling`]), so that freeing the pairs asks
+//!   nothing of a controller that may not answer.
+//! - A controller that was taken out is detached at once, for the kernel waits for that; who holds a queue pair, or is
+//!   counted as if it did, keeps it.
 //! - The phase word is the one thing that queues look at on each poll.
 
 #![expect(unsafe_code, reason = "calls into SPDK, which the admin thread shares with the queues")]
@@ -70,6 +73,8 @@ pub(super) enum Phase {
     Quiescing,
     /// The controller will not come back.
     Gone,
+    /// The controller is being disabled, before `Quiescing`: queues let it be.
+    Disabling,
 }
 
 /// The phase, and how often the controller has been reset.
@@ -88,7 +93,8 @@ impl State {
         let phase = match word & 3 {
             0 => Phase::Ready,
             1 => Phase::Quiescing,
-            _ => Phase::Gone,
+            2 => Phase::Gone,
+            _ => Phase::Disabling,
         };
         State { phase, generation: word >> 2 }
     }
@@ -134,6 +140,8 @@ pub(super) struct Shared {
     attached: AtomicUsize,
     /// The controller was taken away.
     pub(super) removed: AtomicBool,
+    /// And so it is not there for SPDK any more either.
+    detached: AtomicBool,
     /// An event came: the namespace may have changed.
     pub(super) changed: AtomicBool,
     pub(super) stopping: AtomicBool,
@@ -199,10 +207,26 @@ impl Shared {
     /// Has the controller reset, unless that has happened since `generation` or is under way.
     pub(super) fn request_reset(&self, generation: u64, why: &str) {
         let from = State { phase: Phase::Ready, generation }.pack();
-        let to = State { phase: Phase::Quiescing, generation }.pack();
+        let phase = if self.is_fabrics { Phase::Quiescing } else { Phase::Disabling };
+        let to = State { phase, generation }.pack();
         if self.state.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
-            tracing::warn!("{}: {why}; resetting the controller", self.name);
+            let what = if self.removed.load(Ordering::Acquire) { "letting go of" } else { "resetting" };
+            tracing::warn!("{}: {why}; {what} the controller", self.name);
             self.wake_admin();
+        }
+    }
+
+    /// Whether the bus says that the controller is being taken away.
+    pub(super) fn is_being_removed(&self) -> bool {
+        // SAFETY: the admin thread asks, which alone detaches the controller while that thread runs.
+        !self.detached.load(Ordering::Acquire) && unsafe { basalt_is_removed(self.raw()) }
+    }
+
+    /// Lets SPDK forget the controller, once. Not while a queue pair exists, nor after a queue pair could be made.
+    pub(super) fn let_go(&self) {
+        if !self.detached.swap(true, Ordering::AcqRel) {
+            // SAFETY: by the contract above no queue pair uses it, and it is detached once.
+            unsafe { spdk_nvme_detach(self.raw()) };
         }
     }
 
@@ -225,7 +249,7 @@ impl Shared {
 }
 
 /// The namespace when it is active.
-fn active_namespace(controller: *mut spdk_nvme_ctrlr, id: u32) -> Option<NonNull<spdk_nvme_ns>> {
+pub(super) fn active_namespace(controller: *mut spdk_nvme_ctrlr, id: u32) -> Option<NonNull<spdk_nvme_ns>> {
     // SAFETY: the controller lives; an id beyond its namespaces gives null.
     let namespace = NonNull::new(unsafe { spdk_nvme_ctrlr_get_ns(controller, id) })?;
     // SAFETY: it is a namespace of a controller that lives.
@@ -249,7 +273,7 @@ impl Identity {
 }
 
 /// Detaches a controller that did not get as far as its [`Controller`].
-struct Attached(Option<NonNull<spdk_nvme_ctrlr>>);
+pub(super) struct Attached(pub(super) Option<NonNull<spdk_nvme_ctrlr>>);
 
 impl Drop for Attached {
     fn drop(&mut self) {
@@ -294,6 +318,7 @@ impl Controller {
             state: AtomicU64::new(State { phase: Phase::Ready, generation: 0 }.pack()),
             attached: AtomicUsize::new(0),
             removed: AtomicBool::new(false),
+            detached: AtomicBool::new(false),
             changed: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             identity: Identity::of(&namespace),
@@ -312,7 +337,16 @@ impl Controller {
 
     /// Reads the health log page. Waits for the controller, so not for a reactor.
     pub(super) fn health(&self) -> Option<Health> {
-        events::read_health(&self.shared)
+        // As if with a queue pair: it stays while this asks.
+        let generation = self.shared.state().generation;
+        if !self.shared.attach(generation) {
+            return None;
+        }
+        let wait = || std::thread::sleep(Duration::from_millis(1));
+        // SAFETY: the controller lives, see above; its admin thread polls.
+        let health = unsafe { events::read_health(self.shared.controller, wait) };
+        self.shared.detach();
+        health
     }
 }
 
@@ -325,12 +359,11 @@ impl Drop for Controller {
             let _ = thread.join();
         }
         debug_assert_eq!(self.shared.attached_count(), 0, "each queue pair holds its controller");
-        // SAFETY: no queue pair and no thread uses it any more, and it is detached once.
-        unsafe { spdk_nvme_detach(self.shared.raw()) };
+        self.shared.let_go();
     }
 }
 
-fn connect(device: &TransportId, queue_size: u32) -> Option<NonNull<spdk_nvme_ctrlr>> {
+pub(super) fn connect(device: &TransportId, queue_size: u32) -> Option<NonNull<spdk_nvme_ctrlr>> {
     let text = CString::new(device.controller()).ok()?;
     let mut id = MaybeUninit::<spdk_nvme_transport_id>::zeroed();
     // SAFETY: both outlive the call, which fills in the zeroed structure.
@@ -350,7 +383,7 @@ fn connect(device: &TransportId, queue_size: u32) -> Option<NonNull<spdk_nvme_ct
     NonNull::new(unsafe { basalt_connect(id.as_ptr(), &options) })
 }
 
-fn unreachable_cause(device: &TransportId) -> String {
+pub(super) fn unreachable_cause(device: &TransportId) -> String {
     match device.pci_address() {
         Some(address) => format!(
             "SPDK finds no controller that it may have there: bind {address} to vfio-pci first (basalt device bind {address}), \
@@ -363,7 +396,7 @@ fn unreachable_cause(device: &TransportId) -> String {
     }
 }
 
-fn controller_info(controller: NonNull<spdk_nvme_ctrlr>) -> ControllerInfo {
+pub(super) fn controller_info(controller: NonNull<spdk_nvme_ctrlr>) -> ControllerInfo {
     let mut info = MaybeUninit::<basalt_controller_info>::zeroed();
     // SAFETY: the controller is connected.
     unsafe { basalt_controller_info(controller.as_ptr(), info.as_mut_ptr()) };
@@ -373,13 +406,13 @@ fn controller_info(controller: NonNull<spdk_nvme_ctrlr>) -> ControllerInfo {
 }
 
 /// A C string in an array.
-fn text(chars: &[c_char]) -> String {
+pub(super) fn text(chars: &[c_char]) -> String {
     let bytes: Vec<u8> = chars.iter().take_while(|c| **c != 0).map(|c| *c as u8).collect();
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// The namespace that was asked for, or the only one.
-fn choose_namespace(controller: NonNull<spdk_nvme_ctrlr>, wanted: Option<u32>) -> Result<u32, String> {
+/// The numbers of the namespaces that are active, bounded.
+pub(super) fn active_namespaces(controller: NonNull<spdk_nvme_ctrlr>) -> Vec<u32> {
     let mut active = Vec::new();
     // SAFETY: the controller is connected.
     let mut next = unsafe { spdk_nvme_ctrlr_get_first_active_ns(controller.as_ptr()) };
@@ -388,6 +421,12 @@ fn choose_namespace(controller: NonNull<spdk_nvme_ctrlr>, wanted: Option<u32>) -
         // SAFETY: as above.
         next = unsafe { spdk_nvme_ctrlr_get_next_active_ns(controller.as_ptr(), next) };
     }
+    active
+}
+
+/// The namespace that was asked for, or the only one.
+fn choose_namespace(controller: NonNull<spdk_nvme_ctrlr>, wanted: Option<u32>) -> Result<u32, String> {
+    let active = active_namespaces(controller);
     let list = active.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
     match (wanted, active.as_slice()) {
         (_, []) => Err("it has no active namespace".to_owned()),

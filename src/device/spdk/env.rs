@@ -13,7 +13,7 @@ use crate::pci::Bdf;
 
 /// How much memory SPDK gets without another wish. Hugepages that hold less are used as they are, down to the least.
 const MEMORY_SIZE_DEFAULT: u64 = 512 << 20;
-const MEMORY_SIZE_MIN: u64 = 128 << 20;
+pub(super) const MEMORY_SIZE_MIN: u64 = 128 << 20;
 
 /// What SPDK and DPDK keep for themselves, of the memory: the rest is for DMA buffers.
 const MEMORY_SIZE_OF_SPDK: u64 = 64 << 20;
@@ -174,8 +174,9 @@ extern "C" fn log_line(level: i32, text: *const c_char, length: usize) {
         match level {
             0 => tracing::error!(target: "spdk", "{line}"),
             1 => tracing::warn!(target: "spdk", "{line}"),
-            2 => tracing::info!(target: "spdk", "{line}"),
-            _ => tracing::debug!(target: "spdk", "{line}"),
+            // Its notices are details of its start.
+            2 => tracing::debug!(target: "spdk", "{line}"),
+            _ => tracing::trace!(target: "spdk", "{line}"),
         }
     }
 }

@@ -5,6 +5,7 @@
 #![expect(unsafe_code, reason = "callbacks from SPDK")]
 
 use std::ffi::c_void;
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -22,7 +23,8 @@ const LOG_PAGE_WAIT: Duration = Duration::from_secs(10);
 /// The namespace of a log page that is the controller's.
 const ALL_NAMESPACES: u32 = u32::MAX;
 
-/// Controller status: fatal.
+/// Controller status: ready, and fatal.
+const STATUS_READY: u32 = 1 << 0;
 const STATUS_FATAL: u32 = 1 << 1;
 
 /// Has SPDK report to `shared` what happens to its controller.
@@ -95,11 +97,14 @@ unsafe extern "C" fn on_timeout(
     if !shared.is_fabrics {
         // SAFETY: the controller lives; all ones are what a drive that was pulled reads as.
         let status = unsafe { basalt_controller_status(controller) };
-        if status & STATUS_FATAL != 0 {
-            shared.request_reset(
-                state.generation,
-                "a command timed out, and the controller says that it has failed",
-            );
+        let why = match (status & STATUS_FATAL != 0, status & STATUS_READY != 0) {
+            (true, _) => Some("a command timed out, and the controller says that it has failed"),
+            // Somebody else has reset it: what it had been told is forgotten, an abort as well.
+            (false, false) => Some("a command timed out, and the controller is not enabled any more"),
+            (false, true) => None,
+        };
+        if let Some(why) = why {
+            shared.request_reset(state.generation, why);
             return;
         }
     }
@@ -127,8 +132,12 @@ unsafe extern "C" fn on_log_page(context: *mut c_void, completion: *const spdk_n
     page.status.store(status, Ordering::Release);
 }
 
-/// Reads the health log page; the admin thread polls for it. `None` when the controller does not give it.
-pub(super) fn read_health(shared: &Shared) -> Option<Health> {
+/// Reads the health log page. `wait` is called until it is there, and lets the admin queue be polled. `None` when the
+/// controller does not give it.
+///
+/// # Safety
+/// The controller lives until this returns.
+pub(super) unsafe fn read_health(controller: NonNull<spdk_nvme_ctrlr>, wait: impl Fn()) -> Option<Health> {
     let lcore = SPDK_ENV_LCORE_ID_ANY as i32;
     let size = BASALT_HEALTH_PAGE_SIZE as usize;
     // SAFETY: the environment is initialised; failure is a null result.
@@ -137,10 +146,10 @@ pub(super) fn read_health(shared: &Shared) -> Option<Health> {
         return None;
     }
     let page = Box::into_raw(Box::new(LogPage { status: AtomicU32::new(u32::MAX) }));
-    // SAFETY: page and buffer live until the completion has been seen, or for ever.
+    // SAFETY: the controller lives; page and buffer live until the completion has been seen, or for ever.
     let sent = unsafe {
         spdk_nvme_ctrlr_cmd_get_log_page(
-            shared.raw(),
+            controller.as_ptr(),
             spdk_nvme_log_page::SPDK_NVME_LOG_HEALTH_INFORMATION as u8,
             ALL_NAMESPACES,
             buffer,
@@ -164,7 +173,7 @@ pub(super) fn read_health(shared: &Shared) -> Option<Health> {
             // The controller may still write to the buffer: both are left to it.
             return None;
         }
-        std::thread::sleep(Duration::from_millis(1));
+        wait();
     };
     let mut raw = basalt_health::default();
     // SAFETY: the buffer has the bytes of a page.

@@ -11,6 +11,7 @@ mod controller;
 mod dma;
 mod env;
 mod events;
+mod identify;
 mod namespace;
 mod queue;
 mod recovery;
@@ -25,6 +26,7 @@ use controller::Controller;
 pub use controller::{Health, Timeouts};
 use env::Env;
 pub use env::EnvOptions;
+pub use identify::{Identity, NamespaceIdentity, identify};
 pub use queue::SpdkQueue;
 
 use super::transport_id::TransportId;

@@ -6,8 +6,9 @@
 //! - At most `depth` commands are in flight, so that SPDK queues none in software; when it is out of requests all the same,
 //!   that is a full queue.
 //! - Commands reach the controller in `poll`, with one doorbell for all of them.
-//! - A reset takes nothing from the caller but time: reads are sent again, while writes are told as aborted, since their
-//!   outcome is unknown. What was written and not flushed may be lost with a target that died: then flushes are poisoned.
+//! - A reset takes nothing from the caller but time: reads are sent again, and so are flushes, as a drive's cache outlives its
+//!   controller's reset; writes are told as aborted, since their outcome is unknown. What was written and not flushed may be
+//!   lost with a target that died: then flushes are poisoned.
 
 #![expect(unsafe_code, reason = "commands to SPDK, which reads and writes buffers that they name")]
 
@@ -39,7 +40,11 @@ const AGE_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Polls in a row that found nothing before a queue over TCP gives its core to whoever waits for it: on loopback that may be
 /// the target, and a poll is a system call there anyway.
-const IDLE_POLLS_MAX: u32 = 8;
+const IDLE_POLLS_MAX: u32 = 64;
+
+/// How often a connection is tried when a queue is opened over a fabric. SPDK waits two seconds for the target's first answer,
+/// which a busy one may miss.
+const OPEN_TRIES_FABRICS: u32 = 5;
 
 /// Between attempts to make a queue pair again.
 const REJOIN_INTERVAL: Duration = Duration::from_millis(50);
@@ -72,7 +77,7 @@ pub struct SpdkQueue {
     completions: Completions,
     flights: Vec<Option<Flight>>,
     free: Vec<u32>,
-    /// Reads that wait to be sent again.
+    /// Reads and flushes that wait to be sent again.
     again: VecDeque<Flight>,
     /// Over, but their buffers wait for the reset.
     held: Vec<IoDone>,
@@ -117,15 +122,18 @@ impl SpdkQueue {
             rejoin_at: now,
             controller,
         };
-        if queue.join(queue.controller.shared.state()) {
-            return Ok(queue);
+        let tries = if queue.controller.shared.is_fabrics { OPEN_TRIES_FABRICS } else { 1 };
+        for _ in 0..tries {
+            if queue.join(queue.controller.shared.state()) {
+                return Ok(queue);
+            }
         }
         let shared = &queue.controller.shared;
         let cause = match shared.state().phase {
             Phase::Ready => {
                 "the controller gives no I/O queue: it has none left (use fewer cores), or it does not answer"
             }
-            Phase::Quiescing => "the controller is being reset; try again",
+            Phase::Disabling | Phase::Quiescing => "the controller is being reset; try again",
             Phase::Gone => "the controller has gone",
         };
         Err(DeviceError::Unusable { name: shared.name.clone(), cause: cause.to_owned() })
@@ -156,7 +164,7 @@ impl SpdkQueue {
         }
     }
 
-    /// After a reset: makes a queue pair again, now and then, and sends the reads that waited for it.
+    /// After a reset: makes a queue pair again, now and then. What waited for it is sent by the next poll.
     fn rejoin(&mut self, state: State) {
         self.now = Instant::now();
         if self.now < self.rejoin_at {
@@ -171,7 +179,9 @@ impl SpdkQueue {
 
     /// Sends what waits, as far as there is room.
     fn send_again(&mut self) {
-        while let Some(flight) = self.again.pop_front() {
+        while let Some(mut flight) = self.again.pop_front() {
+            // Its time begins anew, or the reset that it waited for would be followed by another.
+            flight.since = self.now;
             if let Err((flight, _)) = self.send(flight) {
                 self.again.push_front(flight);
                 return;
@@ -246,8 +256,12 @@ impl SpdkQueue {
         let code = unsafe { spdk_nvme_qpair_process_completions(pair.raw.as_ptr(), 0) };
         if code < 0 {
             self.collect(done, true);
-            self.controller.shared.request_reset(pair.generation, "a queue pair has failed");
-            self.leave(pair, done);
+            let shared = &self.controller.shared;
+            shared.request_reset(pair.generation, "a queue pair has failed");
+            // A drive's queue pair is kept until the drive is disabled, and then freed without asking the drive.
+            if shared.is_fabrics {
+                self.leave(pair, done);
+            }
             return;
         }
         self.collect(done, false);
@@ -270,6 +284,10 @@ impl SpdkQueue {
 
     fn finish(&mut self, mut flight: Flight, status: Status, done: &mut Vec<IoDone>, leaving: bool) {
         let is_held = leaving && status.is_aborted();
+        if is_held && matches!(flight.op, IoOp::Flush) && !self.controller.shared.is_fabrics {
+            self.again.push_back(flight);
+            return;
+        }
         if matches!(flight.op, IoOp::Read { .. }) {
             let is_retry = status.is_worth_another_read() && flight.retries < READ_RETRY_COUNT_MAX;
             if is_held || is_retry {
@@ -443,7 +461,10 @@ impl Device for SpdkQueue {
         if state.phase == Phase::Gone {
             return Err(check::refuse(io, IoError::Gone));
         }
-        if self.in_flight() >= self.geometry.depth as usize || self.pair.is_none() {
+        if self.in_flight() >= self.geometry.depth as usize
+            || self.pair.is_none()
+            || state.phase != Phase::Ready
+        {
             return Err(check::full(io));
         }
         let Io { token, op } = io;
@@ -486,8 +507,8 @@ impl Device for SpdkQueue {
         let state = self.controller.shared.state();
         match (self.pair, state.phase) {
             (Some(pair), Phase::Ready) if pair.generation == state.generation => self.process(pair, done),
+            (_, Phase::Disabling) | (None, Phase::Quiescing) => {}
             (Some(pair), _) => self.leave(pair, done),
-            (None, Phase::Quiescing) => {}
             (None, Phase::Ready) => {
                 self.release_held(state.phase, done);
                 self.rejoin(state);

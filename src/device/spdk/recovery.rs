@@ -1,15 +1,15 @@
 //! The admin thread of a controller: keep-alives while all is well, and the reset when it is not.
 //!
-//! A reset goes: announce it; every queue sees that at its next poll, frees its queue pair and keeps the buffers of what
-//! was in flight; then the controller is reset, again and again for a bounded time; then the queues make new queue pairs,
-//! and what was in flight is told as aborted, its outcome unknown. Without success the device is gone, for good.
+//! A reset goes: announce it; disable a drive; every queue sees that at its next poll, frees its queue pair and keeps the
+//! buffers of what was in flight; then the controller is reset, again and again for a bounded time; then the queues make new
+//! queue pairs, and what was in flight is told as aborted, its outcome unknown. Without success the device is gone, for good.
 
 #![expect(unsafe_code, reason = "calls into SPDK")]
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use spdk_sys::{spdk_nvme_ctrlr_fail, spdk_nvme_ctrlr_reset};
+use spdk_sys::{basalt_disconnect, basalt_reconnect, spdk_nvme_ctrlr_fail, spdk_nvme_ctrlr_reset};
 
 use super::controller::{Identity, Phase, Shared, State, namespace_info};
 
@@ -19,16 +19,25 @@ const ADMIN_INTERVAL: Duration = Duration::from_millis(10);
 /// How often a waiting reset looks whether the last queue pair has gone.
 const QUIESCE_INTERVAL: Duration = Duration::from_millis(1);
 
+/// How often the queues of a controller that has gone are looked at.
+const GONE_INTERVAL: Duration = Duration::from_millis(200);
+
 /// Pauses between attempts, doubled from the first to the last.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 
 /// The admin thread.
 pub(super) fn run_admin(shared: &Shared) {
+    let mut is_disabled = false;
     while !shared.stopping.load(Ordering::Acquire) {
         let state = shared.state();
         match state.phase {
             Phase::Ready => {
+                if shared.is_being_removed() {
+                    shared.removed.store(true, Ordering::Release);
+                    shared.request_reset(state.generation, "it is being removed");
+                    continue;
+                }
                 if !shared.poll_admin() {
                     shared.request_reset(state.generation, "the admin queue has failed");
                     continue;
@@ -43,14 +52,30 @@ pub(super) fn run_admin(shared: &Shared) {
                 }
                 std::thread::park_timeout(ADMIN_INTERVAL);
             }
-            Phase::Quiescing => recover(shared, state.generation),
-            Phase::Gone => std::thread::park_timeout(Duration::from_millis(200)),
+            Phase::Disabling => {
+                // SAFETY: the controller lives; queues poll their pairs at most, which SPDK allows meanwhile.
+                is_disabled = unsafe { basalt_disconnect(shared.raw()) } == 0;
+                shared.settle(State { phase: Phase::Quiescing, ..state });
+            }
+            Phase::Quiescing => {
+                recover(shared, state.generation, is_disabled);
+                is_disabled = false;
+            }
+            Phase::Gone => {
+                // The kernel waits for the drive that was taken out; it stays with queues that have not noticed yet.
+                let is_out = shared.removed.load(Ordering::Acquire) || shared.is_being_removed();
+                if is_out && shared.attached_count() == 0 {
+                    shared.removed.store(true, Ordering::Release);
+                    shared.let_go();
+                }
+                std::thread::park_timeout(GONE_INTERVAL);
+            }
         }
     }
 }
 
 /// Waits for the queues, resets, verifies. Ends in another phase, unless the device is being closed.
-fn recover(shared: &Shared, generation: u64) {
+fn recover(shared: &Shared, generation: u64, is_disabled: bool) {
     let started = Instant::now();
     let limit = shared.timeouts.recovery;
     while shared.attached_count() > 0 {
@@ -69,13 +94,20 @@ fn recover(shared: &Shared, generation: u64) {
         if shared.stopping.load(Ordering::Acquire) {
             return;
         }
-        if shared.removed.load(Ordering::Acquire) {
+        if shared.removed.load(Ordering::Acquire) || shared.is_being_removed() {
+            shared.removed.store(true, Ordering::Release);
             gone(shared, generation, "the controller has been removed");
             return;
         }
         attempts += 1;
-        // SAFETY: the controller lives; no queue pair exists, and none is made before the phase is `Ready` again.
-        let code = unsafe { spdk_nvme_ctrlr_reset(shared.raw()) };
+        let code = if is_disabled && attempts == 1 {
+            // SAFETY: the controller lives and is disabled; no queue pair exists, and none is made before the phase is
+            // `Ready` again.
+            unsafe { basalt_reconnect(shared.raw()) }
+        } else {
+            // SAFETY: as above.
+            unsafe { spdk_nvme_ctrlr_reset(shared.raw()) }
+        };
         if code == 0 {
             match verify(shared) {
                 Ok(()) => {
@@ -106,13 +138,15 @@ fn gone(shared: &Shared, generation: u64, why: &str) {
     shared.settle(State { phase: Phase::Gone, generation });
 }
 
-/// The namespace is still there and still the same.
+/// The namespace is still there and still the same, or the same and larger: what was added is not used before a restart.
 fn verify(shared: &Shared) -> Result<(), String> {
     let Some(namespace) = shared.namespace() else {
         return Err(format!("namespace {} is not there any more", shared.namespace_id));
     };
     let (found, expected) = (Identity::of(&namespace_info(namespace)), shared.identity);
-    if found == expected {
+    if found.block_count >= expected.block_count
+        && (Identity { block_count: expected.block_count, ..found }) == expected
+    {
         return Ok(());
     }
     Err(format!(

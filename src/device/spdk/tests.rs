@@ -1,7 +1,13 @@
 //! Against SPDK's own target over NVMe/TCP on loopback.
 
+#![expect(unsafe_code, reason = "a connection of SPDK's is broken by its descriptor")]
+
+use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::controller::{Phase, State, namespace_info};
 use super::*;
 use crate::device::conformance::{conforms, drain};
 use crate::device::{Device, DmaBuf, Io, IoDone, IoError, IoOp, Refusal, Token};
@@ -342,7 +348,8 @@ fn a_reset_under_load_settles_every_command_once() {
     let mut tokens = std::collections::BTreeSet::new();
     for round in 0..5 {
         let generation = shared.state().generation;
-        let reset = || shared.request_reset(generation, "a test says so");
+        // Of the generation at that time: a starved target may have had one reset of its own meanwhile.
+        let reset = || shared.request_reset(shared.state().generation, "a test says so");
         let ended = load_until_error(&mut queue, reset, || {});
         assert!(ended.iter().any(|one| one.status == Err(IoError::Aborted)), "round {round}");
         for one in ended {
@@ -350,7 +357,7 @@ fn a_reset_under_load_settles_every_command_once() {
             assert!(one.buf.is_some());
         }
         wait_until_back(&mut queue);
-        assert_eq!(shared.state().generation, generation + 1);
+        assert!(shared.state().generation > generation);
     }
     // The pool has got all of its memory back.
     let held: Vec<DmaBuf> = std::iter::from_fn(|| queue.allocate(1 << 20)).collect();
@@ -384,4 +391,154 @@ fn a_target_that_falls_silent_is_reconnected() {
     let found = read(&mut queue, 0, 4096).unwrap();
     assert!(found == [1; 4096] || found == [2; 4096]);
     assert_eq!(read(&mut queue, 0, 4096).unwrap(), found);
+}
+
+/// The abort reaches the controller, which ends the command: nothing else is disturbed.
+#[test]
+fn a_command_that_takes_too_long_is_aborted_without_a_reset() {
+    let slow = Backing::Slow { size_mib: 16, block_size: 512, delay: Duration::from_secs(100) };
+    let target = Target::start(&[slow]);
+    // SPDK 20.07 has one timeout for all commands, the admin queue's half minute.
+    let (command, abort) = (Duration::from_millis(500), Duration::from_secs(80));
+    let timeouts = Timeouts { command, abort, ..Timeouts::default() };
+    let namespace = open_with(&target, 0, &SpdkOptions { timeouts, ..options() }).unwrap();
+    let mut queue = namespace.open_queue().unwrap();
+    assert_eq!(write(&mut queue, 0, 4096, 1), Err(IoError::Aborted));
+    assert_eq!(namespace.controller.shared.state().generation, 0);
+    run(&mut queue, IoOp::Flush).unwrap();
+}
+
+/// Ends this process's newest TCP connection to a port, as a network would; the first is the admin queue's.
+fn break_newest_connection(port: u16) {
+    let to_target = |fd: i32| -> bool {
+        // SAFETY: the descriptor is listed as open, and the tests of a process that share it close none meanwhile.
+        let socket = unsafe { BorrowedFd::borrow_raw(fd) };
+        let peer = rustix::net::getpeername(socket).ok().and_then(|peer| SocketAddr::try_from(peer?).ok());
+        peer.is_some_and(|peer| peer.port() == port)
+    };
+    let listed = std::fs::read_dir("/proc/self/fd").unwrap();
+    let fds = listed.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+    let newest = fds.filter(|fd| to_target(*fd)).max().expect("a connection to the target");
+    // SAFETY: as above; it is shut down and not closed, so the descriptor stays its owner's.
+    let socket = unsafe { BorrowedFd::borrow_raw(newest) };
+    rustix::net::shutdown(socket, rustix::net::Shutdown::Both).unwrap();
+}
+
+#[test]
+fn a_queue_pair_that_fails_is_reconnected() {
+    let target = Target::start(&[MALLOC]);
+    let namespace = open(&target, 0);
+    let mut other = namespace.open_queue().unwrap();
+    let mut queue = namespace.open_queue().unwrap();
+    write(&mut queue, 0, 8192, 3).unwrap();
+    run(&mut queue, IoOp::Flush).unwrap();
+    break_newest_connection(target.port());
+    let mut buf = queue.allocate(4096).unwrap();
+    buf.fill(4);
+    let _ = queue.submit(Io { token: Token(1), op: IoOp::Write { offset: 0, buf, fua: false } });
+    // The controller was well: its other queue goes through the same reset, and both go on.
+    let shared = &namespace.controller.shared;
+    wait_for("the reset", || {
+        for queue in [&mut queue, &mut other] {
+            queue.poll(&mut Vec::new());
+        }
+        shared.state() == State { phase: Phase::Ready, generation: 1 }
+    });
+    wait_until_back(&mut queue);
+    wait_until_back(&mut other);
+    assert_eq!(read(&mut other, 4096, 4096).unwrap(), [3; 4096]);
+    write(&mut queue, 4096, 4096, 5).unwrap();
+    assert_eq!(read(&mut other, 4096, 4096).unwrap(), [5; 4096]);
+}
+
+/// The target gives up a host that it has not heard of for ten seconds, and looks as often.
+#[test]
+fn keep_alives_hold_an_idle_connection() {
+    let target = Target::start(&[MALLOC]);
+    let namespace = open(&target, 0);
+    let mut queue = namespace.open_queue().unwrap();
+    std::thread::sleep(Duration::from_secs(25));
+    write(&mut queue, 0, 4096, 1).unwrap();
+    assert_eq!(namespace.controller.shared.state(), State { phase: Phase::Ready, generation: 0 });
+}
+
+fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    while !condition() {
+        assert!(std::time::Instant::now() < deadline, "still waiting for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn an_event_tells_an_idle_queue_that_its_namespace_has_gone() {
+    let target = Target::start(&[MALLOC]);
+    let namespace = open(&target, 0);
+    let mut queue = namespace.open_queue().unwrap();
+    target.remove_namespace(0);
+    wait_for("the event", || namespace.controller.shared.state().phase == Phase::Gone);
+    assert_eq!(read(&mut queue, 0, 4096), Err(IoError::Gone));
+}
+
+#[test]
+fn a_namespace_may_grow_while_it_is_used() {
+    let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let path = folder.path().join("target.bin");
+    let file = std::fs::File::create(&path).unwrap();
+    file.set_len(16 << 20).unwrap();
+    let target = Target::start(&[Backing::File { path, block_size: 4096 }]);
+    let namespace = open(&target, 0);
+    let mut queue = namespace.open_queue().unwrap();
+    file.set_len(32 << 20).unwrap();
+    target.rescan(0);
+    let shared = &namespace.controller.shared;
+    wait_for("the new size", || {
+        shared.namespace().is_some_and(|one| namespace_info(one).block_count == 8192)
+    });
+    wait_for("the event's end", || !shared.changed.load(Ordering::Acquire));
+    write(&mut queue, 0, 4096, 1).unwrap();
+    shared.request_reset(0, "a test says so");
+    wait_until_back(&mut queue);
+    assert_eq!(read(&mut queue, 0, 4096).unwrap(), [1; 4096]);
+}
+
+#[test]
+fn another_namespace_behind_the_same_name_is_never_written_to() {
+    let mut target = Target::start(&[MALLOC]);
+    let namespace = open(&target, 0);
+    let mut queue = namespace.open_queue().unwrap();
+    target.kill();
+    target.restart_with(Backing::Malloc { size_mib: 8, block_size: 512 });
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    loop {
+        assert!(std::time::Instant::now() < deadline, "it was not noticed");
+        let mut buf = queue.allocate(4096).unwrap();
+        buf.fill(6);
+        match queue.submit(Io { token: Token(1), op: IoOp::Write { offset: 0, buf, fua: false } }) {
+            Ok(()) => {
+                let ended = drain(&mut queue);
+                assert!(ended.iter().all(|one| one.status.is_err()), "it was written to");
+            }
+            Err(rejected) if rejected.why == Refusal::Failed(IoError::Gone) => break,
+            Err(_) => {
+                queue.poll(&mut Vec::new());
+            }
+        }
+    }
+}
+
+/// SPDK itself gives a connection two seconds.
+#[test]
+fn a_queue_opens_on_a_target_that_takes_its_time_to_answer() {
+    let target = Target::start(&[MALLOC]);
+    let namespace = open(&target, 0);
+    target.pause();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_secs(3));
+            target.resume();
+        });
+        let mut queue = namespace.open_queue().unwrap();
+        write(&mut queue, 0, 4096, 1).unwrap();
+    });
 }

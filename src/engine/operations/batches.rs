@@ -24,6 +24,8 @@ impl<D: Device> Engine<D> {
     pub(super) fn read_locked(&mut self, at: usize, token: u64, lock: LockState, clock: Clock) {
         let LockState { keys, watched, values_size_max, .. } = lock;
         let mut left = values_size_max.unwrap_or(0);
+        let room = self.batch_values_room();
+        let mut values_size = 0;
         let mut depends_on = 0;
         let mut wanted = Vec::new();
         let mut current = Vec::with_capacity(keys.len());
@@ -38,23 +40,35 @@ impl<D: Device> Engine<D> {
             if values_size_max.is_some() {
                 let size = lookup.current.as_ref().map_or(0, |current| current.size);
                 match left.checked_sub(size) {
-                    Some(rest) => left = rest,
+                    Some(_) if values_size + size > room => {
+                        current.push(Err(OpError::MemoryShort));
+                        continue;
+                    }
+                    Some(rest) => {
+                        left = rest;
+                        values_size += size;
+                    }
                     None => {
                         current.push(Err(OpError::ValuesTooLarge { size_max: BATCH_VALUES_SIZE_MAX }));
                         continue;
                     }
                 }
             }
+            let mut found = lookup.current;
             if values_size_max.is_some()
                 && let Some(entry) = lookup.entry
             {
-                wanted.push((index, key.clone(), entry));
+                match (self.cached(at, lookup.hash, &entry), &mut found) {
+                    (Some(value), Some(found)) => found.value = Some(value),
+                    _ => wanted.push((index, key.clone(), entry)),
+                }
             }
-            current.push(Ok(lookup.current));
+            current.push(Ok(found));
         }
         // After the look-ups: they reap, and a watched key that expired has changed.
         let dirty = watched.iter().any(|one| !self.shards[at].is_unchanged(&one.key, one.version));
-        let reading = LockReading { keys, current, dirty, depends_on, reads_left: wanted.len() };
+        self.batch_values_size += values_size;
+        let reading = LockReading { keys, current, dirty, depends_on, reads_left: wanted.len(), values_size };
         if wanted.is_empty() {
             self.finish_lock(at, token, reading);
             return;
@@ -89,8 +103,9 @@ impl<D: Device> Engine<D> {
     }
 
     pub(super) fn finish_lock(&mut self, at: usize, token: u64, reading: LockReading) {
-        let LockReading { keys, current, dirty, depends_on, .. } = reading;
-        let hold = self.batch_holds.insert(BatchHold { shard: at, keys, prepared: Vec::new(), batch: None });
+        let LockReading { keys, current, dirty, depends_on, values_size, .. } = reading;
+        let hold = BatchHold { shard: at, values_size, keys, prepared: Vec::new(), batch: None };
+        let hold = self.batch_holds.insert(hold);
         let answer = Answer::Locked { hold: HoldId(hold as u64), current, dirty };
         self.answer_after(at, token, depends_on, answer);
     }
@@ -108,6 +123,12 @@ impl<D: Device> Engine<D> {
             number: prepare.batch.number,
             coordinator: prepare.coordinator,
         };
+        if prepare.next == 0
+            && let Some(error) = self.refuse_batch_growth(at, &prepare.effects)
+        {
+            self.answers.push((token, Answer::Failed(error)));
+            return None;
+        }
         if let Some(hold) = self.batch_holds.get_mut(prepare.hold.0 as usize) {
             hold.batch = Some((prepare.batch, prepare.coordinator, prepare.participant_count));
         }
@@ -188,11 +209,13 @@ impl<D: Device> Engine<D> {
     }
 
     pub(super) fn release_hold(&mut self, token: u64, hold: HoldId, outcome: BatchOutcome, clock: Clock) {
-        let Some(BatchHold { shard, keys, prepared, batch }) = self.batch_holds.try_remove(hold.0 as usize)
+        let Some(BatchHold { shard, values_size, keys, prepared, batch }) =
+            self.batch_holds.try_remove(hold.0 as usize)
         else {
             self.answers.push((token, Answer::Done));
             return;
         };
+        self.batch_values_size -= values_size;
         // A batch that failed although its parts were logged: on a failed device only a restart tells.
         let unknown = outcome == BatchOutcome::Unknown
             || (outcome == BatchOutcome::Aborted && self.committer.poisoned().is_some());
@@ -226,9 +249,12 @@ impl<D: Device> Engine<D> {
     /// Gives up holds whose `Locked` answer never left. A pass of its own: what waited for their keys goes on here.
     pub(in crate::engine) fn abandon_holds(&mut self, clock: Clock) {
         while let Some(hold) = self.abandoned.pop() {
-            let Some(BatchHold { shard, keys, .. }) = self.batch_holds.try_remove(hold.0 as usize) else {
+            let Some(BatchHold { shard, values_size, keys, .. }) =
+                self.batch_holds.try_remove(hold.0 as usize)
+            else {
                 continue;
             };
+            self.batch_values_size -= values_size;
             for key in keys {
                 self.release_key(shard, &key, clock);
             }

@@ -23,6 +23,9 @@ const LARGE_SIZE_MIN: usize = 32 << 10;
 /// Room made at once for a large argument: its declared length proves nothing yet.
 const LARGE_SIZE_START: usize = 64 << 10;
 
+/// What an allocator adds to an argument.
+const ARGUMENT_OVERHEAD: usize = 16;
+
 /// What a connection is willing to hold for one command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RequestLimits {
@@ -114,6 +117,8 @@ pub struct RequestParser {
     limits: RequestLimits,
     state: State,
     arguments: Vec<Bytes>,
+    /// Bytes that they hold.
+    arguments_size: usize,
     missing: usize,
     size: usize,
     large: BytesMut,
@@ -129,12 +134,18 @@ impl RequestParser {
             limits,
             state: State::Start,
             arguments: Vec::new(),
+            arguments_size: 0,
             missing: 0,
             size: 0,
             large: BytesMut::new(),
             refusal: None,
             scanned: 0,
         }
+    }
+
+    /// Bytes of memory that the request being read holds.
+    pub fn size(&self) -> usize {
+        self.large.capacity() + self.arguments_size + self.arguments.capacity() * size_of::<Bytes>()
     }
 
     /// Takes bytes that belong to a large or dropped argument straight from the network. Only to be used while the read
@@ -201,6 +212,7 @@ impl RequestParser {
                         return Ok(None);
                     }
                     self.arguments.push(Bytes::copy_from_slice(&buffer[..size]));
+                    self.arguments_size += size + ARGUMENT_OVERHEAD;
                     buffer.advance(size + 2);
                     if let Some(parsed) = self.end_argument() {
                         return Ok(Some(parsed));
@@ -212,6 +224,7 @@ impl RequestParser {
                     }
                     buffer.advance(2);
                     let argument = std::mem::take(&mut self.large).freeze();
+                    self.arguments_size += argument.len() + ARGUMENT_OVERHEAD;
                     self.arguments.push(argument);
                     if let Some(parsed) = self.end_argument() {
                         return Ok(Some(parsed));
@@ -282,6 +295,7 @@ impl RequestParser {
             }
             if self.refusal.is_some() {
                 self.arguments = Vec::new();
+                self.arguments_size = 0;
             }
         }
         self.state = if self.refusal.is_some() {
@@ -303,6 +317,7 @@ impl RequestParser {
         }
         self.state = State::Start;
         let arguments = std::mem::take(&mut self.arguments);
+        self.arguments_size = 0;
         Some(match self.refusal.take() {
             None => Parsed::Command(arguments),
             Some(refusal) => Parsed::Refused(refusal),

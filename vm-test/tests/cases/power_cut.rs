@@ -71,20 +71,27 @@ pub fn is_caught(name: &str, engine: Engine, serve: &'static str, survivors: Sur
     case(name, |directory| {
         let drive = Drive { engine, block_size: 512, serve };
         let mut run = Run::new(directory, drive, Promise::Acknowledged)?;
-        let mut log = None;
-        for _ in 0..3 {
-            log = run.cut_under_load(&mut |_, _| Ok(()))?;
-            if log.is_some() {
-                break;
+        let mut message = None;
+        for _ in 0..6 {
+            let Some(log) = run.cut_under_load(&mut |_, _| Ok(()))? else { continue };
+            // What was unflushed may have been acknowledged to nobody: then this cut says nothing, and another is made.
+            match catch_unwind(AssertUnwindSafe(|| run.judge(&log, survivors))) {
+                Err(panic) => {
+                    message = Some(panic);
+                    break;
+                }
+                Ok(settled) => {
+                    run.load = settled?;
+                    run.rebase(&log, survivors)?;
+                }
             }
         }
-        let log = log.expect("a power cut with unflushed writes in three attempts");
-        let verdict = catch_unwind(AssertUnwindSafe(|| run.judge(&log, survivors)));
-        let message = verdict.expect_err("acknowledged writes are missing, and the model must say so");
+        let message = message
+            .expect("acknowledged writes are missing after one of six cuts, and the model must say so");
         let message = message.downcast_ref::<String>().cloned().unwrap_or_default();
-        let is_loss = message.contains("acknowledged: Some")
-            || message.contains("DBSIZE")
-            || message.contains("transfer");
+        // A deleted key that is there again is a loss too.
+        let is_loss =
+            message.contains("acknowledged: ") || message.contains("DBSIZE") || message.contains("transfer");
         assert!(is_loss, "missed for another reason: {message}");
         Ok(())
     })

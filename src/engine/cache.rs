@@ -1,0 +1,358 @@
+//! Records that were read or written lately, in memory, so that reading a hot one again needs no device.
+//!
+//! A record never changes: shard and sequence name it for good. The cache is looked up by the key's hash and believed only
+//! where shard and sequence are those of the index, so that nothing has to be invalidated: what was overwritten or deleted
+//! just does not match any more. Which records stay is decided by `quick_cache` (a CLOCK-PRO close to S3-FIFO: what is
+//! seen once leaves first). Its hash is that of the key with the device's secret, and it knows no time and no randomness, so
+//! that a run repeats exactly.
+//!
+//! Invariants:
+//! - `size` counts the memory of the values and of the tables, and is at most `size_max` once `adjust` has been everywhere.
+//! - The cache is made of segments of a few MiB, each with a table of its own: when one grows or shrinks, it does so
+//!   within a millisecond.
+
+use std::hash::{BuildHasher, Hasher};
+
+use quick_cache::unsync::{Cache, DefaultLifecycle};
+use quick_cache::{OptionsBuilder, Weighter};
+
+use super::op::{ShardId, Value};
+
+/// About how large one segment may get.
+const SEGMENT_SIZE: usize = 4 << 20;
+
+/// The most segments: beyond 16 GiB a cache has larger ones.
+const SEGMENT_COUNT_MAX: usize = 4_096;
+
+/// A value is kept when it is no larger than this part of a segment.
+const VALUE_PART: usize = 8;
+
+/// A written value up to this size is kept as its writer brought it. Longer ones may sit in a larger allocation; reading
+/// them once gives an exact copy.
+const WRITTEN_VALUE_SIZE_MAX: usize = 16 << 10;
+
+/// Segments that one `adjust` brings to the size that is wanted.
+const ADJUST_STEP: usize = 4;
+
+/// The memory of a record's place in the tables, just after they have doubled.
+const PLACE_SIZE: u64 = 160;
+
+/// One evicted record is remembered for so many bytes of a segment: each takes a place, too.
+const BYTES_PER_GHOST: usize = 2_048;
+
+const _: () = assert!(SEGMENT_COUNT_MAX.is_power_of_two());
+const _: () = assert!(WRITTEN_VALUE_SIZE_MAX < SEGMENT_SIZE / VALUE_PART);
+// A segment's capacity leaves an eighth of it to them.
+const _: () = assert!(BYTES_PER_GHOST as u64 > 8 * PLACE_SIZE);
+
+struct Cached {
+    shard: ShardId,
+    sequence: u64,
+    value: Value,
+}
+
+#[derive(Clone)]
+struct HeapSize;
+
+impl Weighter<u64, Cached> for HeapSize {
+    /// What the value takes of the heap (its bytes, the counter that its copies share, and what an allocator adds to both),
+    /// and its place in the tables.
+    fn weight(&self, _hash: &u64, cached: &Cached) -> u64 {
+        const SHARED: u64 = 32;
+        (cached.value.len() as u64 + 8).next_multiple_of(16).max(32) + SHARED + PLACE_SIZE
+    }
+}
+
+/// The keys are hashes already.
+#[derive(Clone, Copy)]
+struct AsItIs;
+
+struct HashItself(u64);
+
+impl Hasher for HashItself {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+impl BuildHasher for AsItIs {
+    type Hasher = HashItself;
+    fn build_hasher(&self) -> HashItself {
+        HashItself(0)
+    }
+}
+
+type Segment = Cache<u64, Cached, HeapSize, AsItIs>;
+
+/// The memory that a segment takes.
+fn segment_size(segment: &Segment) -> usize {
+    let values = segment.weight() - PLACE_SIZE * segment.len() as u64;
+    values as usize + segment.memory_used().total()
+}
+
+/// The weight that a segment of this size may hold; never 0, which would make it forget how many ghosts it keeps.
+fn capacity(share: usize) -> u64 {
+    (share / 8 * 7).max(1) as u64
+}
+
+fn new_segment(share: usize) -> Option<Segment> {
+    let options = OptionsBuilder::new()
+        .shards(1)
+        .estimated_items_capacity(share / BYTES_PER_GHOST)
+        .ghost_allocation(1.0)
+        .weight_capacity(capacity(share))
+        .build();
+    Some(Cache::with_options(options.ok()?, HeapSize, AsItIs, DefaultLifecycle::default()))
+}
+
+/// The cache of one engine. It starts without any room.
+#[derive(Default)]
+pub(super) struct RecordCache {
+    /// None, or a power of two.
+    segments: Vec<Segment>,
+    size: usize,
+    size_max: usize,
+    /// Segments from this one on are yet to be brought to the size that is wanted.
+    adjusted: usize,
+    hit_count: u64,
+    miss_count: u64,
+}
+
+impl RecordCache {
+    /// Bytes of memory that it takes.
+    pub(super) fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Look-ups that found the record, and those that did not.
+    pub(super) fn counts(&self) -> (u64, u64) {
+        (self.hit_count, self.miss_count)
+    }
+
+    /// Says how large it may be. It gets there with the next calls of `adjust`.
+    pub(super) fn set_size_max(&mut self, size_max: usize) {
+        if self.segments.is_empty() && size_max > 0 {
+            self.make_segments(size_max);
+        }
+        self.size_max = size_max;
+        self.adjusted = 0;
+    }
+
+    fn make_segments(&mut self, size_max: usize) {
+        let count = (size_max / SEGMENT_SIZE).clamp(1, SEGMENT_COUNT_MAX);
+        let count = 1 << count.ilog2();
+        self.segments = (0..count).filter_map(|_| new_segment(size_max / count)).collect();
+        self.size = self.segments.iter().map(segment_size).sum();
+    }
+
+    /// Brings some segments to the size that is wanted. Cheap when all are; to be called again and again.
+    pub(super) fn adjust(&mut self) {
+        if self.adjusted == self.segments.len() {
+            return;
+        }
+        let share = self.size_max / self.segments.len();
+        let end = (self.adjusted + ADJUST_STEP).min(self.segments.len());
+        for segment in &mut self.segments[self.adjusted..end] {
+            self.size -= segment_size(segment);
+            if segment.capacity() != capacity(share) {
+                segment.set_capacity(capacity(share));
+            }
+            // Tables never shrink by themselves.
+            if segment_size(segment) > share
+                && let Some(empty) = new_segment(share)
+            {
+                *segment = empty;
+            }
+            self.size += segment_size(segment);
+        }
+        self.adjusted = end;
+        if end == self.segments.len() && self.size_max == 0 {
+            // The tables go too.
+            self.segments = Vec::new();
+            self.size = 0;
+            self.adjusted = 0;
+        }
+    }
+
+    fn segment(&self, hash: u64) -> usize {
+        // The tables use the lowest and the highest bits.
+        (hash >> 32) as usize & (self.segments.len() - 1)
+    }
+
+    /// The value of a record, if it is here.
+    pub(super) fn get(&mut self, hash: u64, shard: ShardId, sequence: u64) -> Option<Value> {
+        if self.segments.is_empty() {
+            return None;
+        }
+        let at = self.segment(hash);
+        match self.segments[at].get(&hash) {
+            Some(cached) if cached.sequence == sequence && cached.shard == shard => {
+                self.hit_count += 1;
+                Some(cached.value.clone())
+            }
+            _ => {
+                self.miss_count += 1;
+                None
+            }
+        }
+    }
+
+    /// Keeps a record that was read, if it is worth it. A newer one of the same key stays.
+    pub(super) fn insert(&mut self, hash: u64, shard: ShardId, sequence: u64, value: &Value) {
+        if self.segments.is_empty() || value.len() > self.size_max / self.segments.len() / VALUE_PART {
+            return;
+        }
+        let at = self.segment(hash);
+        let segment = &mut self.segments[at];
+        let newer = |there: &Cached| there.shard == shard && there.sequence > sequence;
+        if segment.peek(&hash).is_some_and(newer) {
+            return;
+        }
+        self.size -= segment_size(segment);
+        segment.insert(hash, Cached { shard, sequence, value: value.clone() });
+        self.size += segment_size(segment);
+    }
+
+    /// Keeps a record that was written: it replaces what was here of its key.
+    pub(super) fn insert_written(&mut self, hash: u64, shard: ShardId, sequence: u64, value: &Value) {
+        if value.len() <= WRITTEN_VALUE_SIZE_MAX {
+            self.insert(hash, shard, sequence, value);
+        } else {
+            self.remove(hash);
+        }
+    }
+
+    /// A record has a new sequence: it is the same value.
+    pub(super) fn on_moved(&mut self, hash: u64, shard: ShardId, from_sequence: u64, to_sequence: u64) {
+        if self.segments.is_empty() {
+            return;
+        }
+        let at = self.segment(hash);
+        let was = self.segments[at].peek(&hash);
+        let value = was.filter(|was| was.shard == shard && was.sequence == from_sequence);
+        if let Some(value) = value.map(|was| was.value.clone()) {
+            self.insert(hash, shard, to_sequence, &value);
+        }
+    }
+
+    /// Gives up what is here of a key.
+    pub(super) fn remove(&mut self, hash: u64) {
+        if self.segments.is_empty() {
+            return;
+        }
+        let at = self.segment(hash);
+        let segment = &mut self.segments[at];
+        self.size -= segment_size(segment);
+        segment.remove(&hash);
+        self.size += segment_size(segment);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHARD: ShardId = ShardId(3);
+
+    /// Hashes as a keyed hash gives them.
+    fn hash(i: u64) -> u64 {
+        super::super::index::hash_key(&[9; 16], &i.to_le_bytes())
+    }
+
+    fn cache(size_max: usize) -> RecordCache {
+        let mut cache = RecordCache::default();
+        cache.set_size_max(size_max);
+        settle(&mut cache);
+        cache
+    }
+
+    fn settle(cache: &mut RecordCache) {
+        for _ in 0..=cache.segments.len() {
+            cache.adjust();
+        }
+    }
+
+    fn value(size: usize) -> Value {
+        Value::from(vec![7; size])
+    }
+
+    #[test]
+    fn only_the_very_record_is_answered() {
+        let mut cache = cache(1 << 20);
+        cache.insert(hash(1), SHARD, 10, &value(5));
+        assert_eq!(cache.get(hash(1), SHARD, 10), Some(value(5)));
+        assert_eq!(cache.get(hash(1), SHARD, 11), None, "another sequence");
+        assert_eq!(cache.get(hash(1), ShardId(4), 10), None, "another shard");
+        assert_eq!(cache.get(hash(2), SHARD, 10), None, "another key");
+        assert_eq!(cache.counts(), (1, 3));
+        cache.insert(hash(1), SHARD, 9, &value(6));
+        assert_eq!(cache.get(hash(1), SHARD, 10), Some(value(5)), "an older one does not replace it");
+        cache.insert_written(hash(1), SHARD, 12, &value(7));
+        assert_eq!(cache.get(hash(1), SHARD, 12), Some(value(7)));
+        cache.insert_written(hash(1), SHARD, 13, &value(WRITTEN_VALUE_SIZE_MAX + 1));
+        assert_eq!(cache.get(hash(1), SHARD, 12), None, "an overwritten one is given up");
+        cache.insert(hash(1), SHARD, 14, &value(1));
+        cache.on_moved(hash(1), SHARD, 13, 15);
+        assert_eq!(cache.get(hash(1), SHARD, 14), Some(value(1)), "what moved was another one");
+        cache.on_moved(hash(1), SHARD, 14, 20);
+        assert_eq!(cache.get(hash(1), SHARD, 14), None);
+        assert_eq!(cache.get(hash(1), SHARD, 20), Some(value(1)));
+        cache.remove(hash(1));
+        assert_eq!(cache.get(hash(1), SHARD, 20), None);
+    }
+
+    #[test]
+    fn it_takes_no_more_than_it_may_and_gives_back_what_it_may_no_longer_have() {
+        let mut cache = cache(32 << 20);
+        assert_eq!(cache.segments.len(), 8);
+        let mut largest = 0;
+        for i in 0..400_000 {
+            cache.insert(hash(i), SHARD, i, &value((i % 400) as usize));
+            cache.adjust();
+            largest = largest.max(cache.size());
+        }
+        assert!(largest > 16 << 20 && largest <= 32 << 20, "{largest} bytes at most");
+        let counted: usize = cache.segments.iter().map(segment_size).sum();
+        assert_eq!(cache.size(), counted);
+        cache.set_size_max(8 << 20);
+        settle(&mut cache);
+        assert!(cache.size() <= 8 << 20, "{} bytes", cache.size());
+        cache.set_size_max(0);
+        settle(&mut cache);
+        assert_eq!(cache.size(), 0);
+        cache.insert(hash(1), SHARD, 1, &value(1));
+        assert_eq!(cache.get(hash(1), SHARD, 1), None);
+        cache.set_size_max(1 << 20);
+        settle(&mut cache);
+        cache.insert(hash(1), SHARD, 1, &value(1));
+        assert_eq!(cache.get(hash(1), SHARD, 1), Some(value(1)));
+    }
+
+    #[test]
+    fn what_is_read_often_survives_a_scan_and_large_values_are_not_admitted() {
+        let mut cache = cache(4 << 20);
+        let read = |cache: &mut RecordCache, i: u64| {
+            if cache.get(hash(i), SHARD, i).is_none() {
+                cache.insert(hash(i), SHARD, i, &value(100));
+                return false;
+            }
+            true
+        };
+        for round in 0..200_000 {
+            read(&mut cache, round % 1_000);
+            read(&mut cache, 10_000 + round);
+        }
+        let kept = (0..1_000).filter(|i| read(&mut cache, *i)).count();
+        assert!(kept > 950, "{kept} of 1000 hot records were kept");
+        cache.insert(hash(1), SHARD, 5_000_000, &value((4 << 20) / VALUE_PART + 1));
+        assert_eq!(cache.get(hash(1), SHARD, 5_000_000), None);
+    }
+}

@@ -1,0 +1,3 @@
+//! Thin layers over what the system gives: a leaf.
+
+pub mod heap;

@@ -1,0 +1,195 @@
+//! The ceiling of a node's memory: what it refuses, what it gives up, and that no client gets it higher.
+
+#![cfg(test)]
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use common::resp::encode;
+use common::{Client, Node, Options, Reply, basalt, call, temp_dir, wait_until};
+
+const CEILING: u64 = 256 << 20;
+
+/// What may be resident beyond the ceiling, in percent.
+const EXCESS_PERCENT: u64 = 5;
+
+fn start(directory: &std::path::Path) -> Node {
+    Options::new(directory.join("memory.img")).size("2GiB").arg("--memory").arg("256MiB").start()
+}
+
+/// A figure of INFO.
+fn figure(client: &mut Client, section: &str, name: &str) -> u64 {
+    let text = call!(client, "INFO", section).bytes().expect("INFO is a text");
+    let text = String::from_utf8(text).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(&format!("{name}:")));
+    line.unwrap_or_else(|| panic!("INFO {section} has no {name}:\n{text}")).parse().unwrap()
+}
+
+#[track_caller]
+fn assert_below_ceiling(node: &Node, when: &str) {
+    let resident = node.rss();
+    assert!(resident <= CEILING + CEILING / 100 * EXCESS_PERCENT, "{when}: {resident} bytes are resident");
+}
+
+#[test]
+fn the_parts_are_reported_and_add_up() {
+    let directory = temp_dir();
+    let node = start(directory.path());
+    let mut client = node.client();
+    for index in 0..2_000 {
+        assert_eq!(call!(client, "SET", format!("key:{index}"), vec![b'v'; 1_000]), Reply::ok());
+    }
+    for index in 0..2_000 {
+        call!(client, "GET", format!("key:{index}"));
+    }
+    let mut get = |name: &str| figure(&mut client, "memory", name);
+    assert_eq!(get("maxmemory"), CEILING);
+    assert!(get("memory_cache") > 2_000_000 && get("memory_cache") <= get("memory_cache_max"));
+    assert!(get("memory_index") > 2_000 * 20 && get("memory_connections") > 100);
+    let parts = ["index", "cache", "log", "reads", "connections", "other"];
+    let sum: u64 = parts.iter().map(|part| get(&format!("memory_{part}"))).sum();
+    let used = get("used_memory");
+    assert!(sum.abs_diff(used) < 1 << 20, "the parts come to {sum}, used_memory is {used}");
+    assert!(used <= CEILING && get("used_memory_rss") > used / 2);
+    assert_eq!(figure(&mut client, "stats", "cache_hits"), 2_000, "what was just written is in the cache");
+    let read = figure(&mut client, "device", "device_bytes_read");
+    call!(client, "GET", "key:7");
+    assert_eq!(figure(&mut client, "device", "device_bytes_read"), read, "a hit reads nothing");
+    node.stop();
+}
+
+#[test]
+fn an_index_at_its_bound_refuses_new_keys_and_nothing_else() {
+    let directory = temp_dir();
+    let node = start(directory.path());
+    let mut client = node.client();
+    let key = |index: usize| format!("{index:05}{}", "k".repeat(60_000));
+    let mut refused = None;
+    for index in 0..4_000 {
+        match call!(client, "SET", key(index), "v") {
+            Reply::Error(text) => {
+                assert!(text.starts_with("OOM command not allowed"), "{text}");
+                refused = Some(index);
+                break;
+            }
+            reply => assert_eq!(reply, Reply::ok()),
+        }
+    }
+    let count = refused.expect("4000 keys of 60 KB do not fit half of 256 MiB");
+    assert!(count > 1_500, "refused after {count} keys");
+    assert_below_ceiling(&node, "with a full index");
+    assert_eq!(call!(client, "SET", key(0), "overwritten"), Reply::ok());
+    assert_eq!(call!(client, "GET", key(0)), Reply::bulk("overwritten"));
+    assert!(
+        call!(client, "SET", key(0), "expires", "EX", "100").error().starts_with("OOM"),
+        "an expiry is memory"
+    );
+    assert!(call!(client, "MSET", key(0), "a", key(count), "b").error().starts_with("OOM"));
+    assert_eq!(call!(client, "GET", key(0)), Reply::bulk("overwritten"), "a batch is refused as a whole");
+    for index in 1..200 {
+        assert_eq!(call!(client, "DEL", key(index)).int(), 1);
+    }
+    // The node looks at its memory once a loop.
+    wait_until("room in the index", 10, || call!(client, "SET", key(count), "fits again") == Reply::ok());
+    node.stop();
+    // A ceiling that the keys do not fit is refused at the start, not passed.
+    let image = directory.path().join("memory.img");
+    let node = Options::new(&image).arg("--memory").arg("1GiB").start();
+    let mut client = node.client();
+    for index in 5_000..7_500 {
+        assert_eq!(call!(client, "SET", key(index), "v"), Reply::ok());
+    }
+    node.stop();
+    let image = image.to_str().unwrap();
+    let ended = basalt(&["serve", "--device", image, "--listen", "127.0.0.1:0", "--memory", "256MiB"])
+        .expect_code(1, "an index that is too large");
+    assert!(ended.stderr.contains("start with --memory"), "{}", ended.stderr);
+    let ended = basalt(&["serve", "--device", image, "--memory", "1MiB"]).expect_code(2, "too little memory");
+    assert!(ended.stderr.contains("is too little"), "{}", ended.stderr);
+}
+
+/// Sends as much as the node takes, and keeps the connection.
+fn push(address: std::net::SocketAddr, chunk: &[u8], size: usize) -> Option<TcpStream> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.set_write_timeout(Some(Duration::from_millis(30))).unwrap();
+    let mut sent = 0;
+    while sent < size {
+        match stream.write(chunk) {
+            Ok(0) | Err(_) => break,
+            // Requests that are cut anywhere would be no requests any more.
+            Ok(count) => {
+                sent += count + stream.write_all(&chunk[count..]).map_or(size, |()| chunk.len() - count)
+            }
+        }
+    }
+    Some(stream)
+}
+
+#[test]
+fn no_client_raises_memory_above_the_ceiling() {
+    let directory = temp_dir();
+    let node = start(directory.path());
+    let mut honest = node.client();
+    for index in 0..100 {
+        assert_eq!(call!(honest, "SET", format!("honest:{index}"), vec![b'h'; 1_000]), Reply::ok());
+    }
+    for index in 0..32 {
+        assert_eq!(call!(honest, "SET", format!("long:{index}"), vec![b'l'; 1 << 20]), Reply::ok());
+    }
+    // Transactions that are never executed, arguments that never end, replies that nobody reads: gigabytes each.
+    let queued = encode(&[b"SET", b"queued", &vec![b'q'; 1 << 20]]);
+    let transactions: Vec<_> = (0..60)
+        .filter_map(|_| {
+            let mut stream = push(node.address, &encode(&[b"MULTI"]), 1)?;
+            stream.set_write_timeout(Some(Duration::from_millis(30))).unwrap();
+            for _ in 0..30 {
+                if stream.write_all(&queued).is_err() {
+                    break;
+                }
+            }
+            Some(stream)
+        })
+        .collect();
+    assert_below_ceiling(&node, "under transactions that are never executed");
+    let halves: Vec<_> = (0..60)
+        .filter_map(|_| {
+            let mut stream = push(node.address, b"*3\r\n$3\r\nSET\r\n$4\r\nhalf\r\n$16000000\r\n", 1)?;
+            let _ = stream.write_all(&vec![b'x'; 12 << 20]);
+            Some(stream)
+        })
+        .collect();
+    assert_below_ceiling(&node, "under values that never end");
+    drop((transactions, halves));
+    let mget: Vec<Vec<u8>> = std::iter::once(b"MGET".to_vec())
+        .chain((0..32).map(|index| format!("long:{index}").into_bytes()))
+        .collect();
+    let mget = encode(&mget.iter().map(Vec::as_slice).collect::<Vec<_>>());
+    let readers: Vec<_> = (0..60).filter_map(|_| push(node.address, &mget, mget.len() * 4)).collect();
+    for _ in 0..20 {
+        std::thread::sleep(Duration::from_millis(50));
+        assert_below_ceiling(&node, "under replies that nobody reads");
+    }
+    drop(readers);
+    // Who got through it is served, and so is everybody new, once there is memory again.
+    let mut client = None;
+    wait_until("the node to serve again", 20, || {
+        let Ok(mut stream) = TcpStream::connect(node.address) else { return false };
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let _ = stream.write_all(b"PING\r\n");
+        let mut answer = [0; 7];
+        if stream.read_exact(&mut answer).is_ok() && &answer == b"+PONG\r\n" {
+            client = Some(node.client());
+        }
+        client.is_some()
+    });
+    let mut client = client.unwrap();
+    for index in 0..100 {
+        assert_eq!(call!(client, "GET", format!("honest:{index}")), Reply::bulk(vec![b'h'; 1_000]));
+    }
+    assert!(figure(&mut client, "stats", "evicted_clients") > 0, "gigabytes were asked for");
+    assert_below_ceiling(&node, "in the end");
+    node.stop();
+}
