@@ -102,13 +102,17 @@ pub fn format<D: Device>(
         created_ms: clock.unix_ms,
         label: options.label.clone(),
     };
-    write_superblock(device, &superblock)?;
+    write_superblock(device, &superblock, [[0, 1], [2, 3]])?;
     Ok(superblock)
 }
 
 /// Writes a generation: two copies, flush, the other two, flush.
-pub fn write_superblock<D: Device>(device: &mut D, superblock: &Superblock) -> Result<(), IoError> {
-    for pair in [[0, 1], [2, 3]] {
+fn write_superblock<D: Device>(
+    device: &mut D,
+    superblock: &Superblock,
+    order: [[usize; 2]; 2],
+) -> Result<(), IoError> {
+    for pair in order {
         for copy in pair {
             let mut bytes = superblock.encode(copy);
             bytes.resize(SUPERBLOCK_SIZE.next_multiple_of(superblock.block_size as usize), 0);
@@ -166,6 +170,8 @@ pub fn begin_boot<D: Device>(device: &mut D) -> Result<(Superblock, Quorum), Ope
     let quorum = read_superblock(device)?;
     let mut superblock = quorum.superblock.next();
     superblock.boot += 1;
-    write_superblock(device, &superblock)?;
+    // What was read may sit in a volatile cache; it is what a crash falls back to.
+    blocking::flush(device)?;
+    write_superblock(device, &superblock, quorum.update_order())?;
     Ok((superblock, quorum))
 }
