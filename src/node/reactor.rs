@@ -249,6 +249,11 @@ impl<D: Device> NodeReactor<D> {
         set(&figures.records, engine.records);
         set(&figures.damaged_reads, engine.damaged_reads);
         set(&figures.extents_left, engine.extents_left);
+        set(&figures.gc_extents_collected, engine.gc.extents_collected);
+        set(&figures.gc_extents_freed, engine.gc.extents_freed);
+        set(&figures.gc_bytes_moved, engine.gc.bytes_moved);
+        set(&figures.gc_bytes_trimmed, engine.gc.bytes_trimmed);
+        set(&figures.gc_abandoned, engine.gc.abandoned);
         set(&figures.cache_hits, engine.cache_hits);
         set(&figures.cache_misses, engine.cache_misses);
         if let Some(server) = &self.server {
@@ -604,6 +609,7 @@ impl<D: Device> Backend for Core<D> {
                 }
                 Started::Later
             }
+            Request::Compact => self.on_every_shard(origin, GatherReply::Ok, || ShardOp::Compact),
             Request::Save { background: false } => {
                 self.on_every_shard(origin, GatherReply::Saved, || ShardOp::Sync)
             }

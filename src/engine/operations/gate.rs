@@ -60,14 +60,15 @@ impl<D: Device> Engine<D> {
                 key: &[],
                 value: &[],
             };
-            let answer = match self.append(at, Draft { record, purpose: Purpose::Reserve, lazy: false }, clock) {
-                Err(AppendError::Stall) => return,
-                Err(AppendError::Failed(error)) => Err(error),
-                Ok(appended) => {
-                    self.shards[at].clear(appended.frame);
-                    Ok(appended.frame)
-                }
-            };
+            let answer =
+                match self.append(at, Draft { record, purpose: Purpose::Reserve, lazy: false }, clock) {
+                    Err(AppendError::Stall) => return,
+                    Err(AppendError::Failed(error)) => Err(error),
+                    Ok(appended) => {
+                        self.shards[at].clear(appended.frame);
+                        Ok(appended.frame)
+                    }
+                };
             self.shards[at].gate.pop_front();
             let token = self.operations.remove(id).token;
             match answer {

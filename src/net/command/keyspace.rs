@@ -72,6 +72,10 @@ pub fn flush(call: &Call<'_>) -> Result<Plan, Fail> {
     Ok(Plan::Global(Request::FlushAll))
 }
 
+pub fn compact(_: &Call<'_>) -> Result<Plan, Fail> {
+    Ok(Plan::Global(Request::Compact))
+}
+
 pub fn save(_: &Call<'_>) -> Result<Plan, Fail> {
     Ok(Plan::Global(Request::Save { background: false }))
 }
