@@ -37,6 +37,18 @@ probes! {
     ExtentCollected "extent collected",
     /// An extent went back to the allocator.
     ExtentFreed "extent freed",
+    /// A checkpoint was completed.
+    CheckpointWritten "checkpoint written",
+    /// A checkpoint was given up.
+    CheckpointGivenUp "checkpoint given up",
+    /// A shard was recovered from a checkpoint alone.
+    CheckpointAlone "shard recovered from a checkpoint alone",
+    /// A shard was recovered from a checkpoint and the log behind it.
+    CheckpointAndLog "shard recovered from a checkpoint and the log behind it",
+    /// A checkpoint fits no log that was found, and the whole log was read.
+    CheckpointRefused "checkpoint refused",
+    /// A checkpoint is not there in whole.
+    CheckpointTorn "incomplete checkpoint passed over",
     /// The device was told that an extent is free.
     ExtentTrimmed "extent trimmed",
     /// Garbage collection met a key that somebody holds.

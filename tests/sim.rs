@@ -31,6 +31,11 @@ const PROBES: &[&str] = &[
     "retired frames skipped",
     "older retirement taken",
     "collection met a held key",
+    "checkpoint written",
+    "checkpoint given up",
+    "shard recovered from a checkpoint alone",
+    "shard recovered from a checkpoint and the log behind it",
+    "incomplete checkpoint passed over",
 ];
 
 fn count_from_env(name: &str, default: u64) -> u64 {

@@ -19,6 +19,7 @@ struct ConfigFile {
     cores: Option<String>,
     durability: Option<String>,
     trim: Option<String>,
+    checkpoint_interval: Option<String>,
     max_clients: Option<u32>,
     memory: Option<String>,
     allow_remote_clients: Option<bool>,
@@ -52,6 +53,10 @@ pub(super) fn apply(args: &mut ServeArgs, path: &Path) -> Result<(), String> {
     }
     if let (None, Some(mode)) = (args.durability, file.durability) {
         args.durability = Some(mode.parse().map_err(|error| wrong("durability", format!("{error}")))?);
+    }
+    if let (None, Some(text)) = (args.checkpoint_interval, file.checkpoint_interval) {
+        let parsed = size::parse(&text).map_err(|error| wrong("checkpoint-interval", error.to_string()))?;
+        args.checkpoint_interval = Some(parsed);
     }
     if let (None, Some(trim)) = (args.trim, file.trim) {
         let parsed = <Trim as clap::ValueEnum>::from_str(&trim, false);

@@ -120,6 +120,10 @@ struct ServeArgs {
     /// holes [default: auto]
     #[arg(long, value_name = "WHEN")]
     trim: Option<Trim>,
+    /// Bytes that each reactor writes between two checkpoints of the index, from which a start goes on; 0 writes them at a
+    /// clean stop and at SAVE only [default: an eighth of the device, 64MiB to 1GiB]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    checkpoint_interval: Option<u64>,
     /// Connections that are served at a time [default: 10000, fewer where the limit on open files is lower]
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=CONNECTION_COUNT_MAX as i64))]
     max_clients: Option<u32>,

@@ -186,6 +186,7 @@ fn serve_on<N: Namespace>(
     let is_polled = opened.namespace.geometry().engine == "spdk" && args.cores.is_some();
     let config = NodeConfig {
         durability,
+        checkpoint_interval: args.checkpoint_interval,
         trim: args.trim.unwrap_or_default().wanted(),
         spin: if is_polled { SpinPolicy::Forever } else { SpinPolicy::default() },
         cores: reactors,
@@ -214,13 +215,14 @@ fn serve_on<N: Namespace>(
 fn summary<N: Namespace>(opened: &Opened<N>) -> String {
     let geometry = opened.namespace.geometry();
     format!(
-        "{} ({}, {}, {} shards), {} key{} recovered from {} of log in {:.2} s",
+        "{} ({}, {}, {} shards), {} key{} recovered from {} of checkpoints and {} of log in {:.2} s",
         opened.namespace.name(),
         size::show(opened.superblock.layout.device_size),
         geometry.engine,
         opened.superblock.shard_count,
         opened.keys,
         if opened.keys == 1 { "" } else { "s" },
+        size::show(opened.checkpoint_bytes),
         size::show(opened.log_bytes),
         opened.duration.as_secs_f64()
     )

@@ -7,6 +7,7 @@
 //! - Epochs are never repeated: each is the boot number, which grows with every start, above a counter.
 
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// What an extent is wanted for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,7 +20,23 @@ pub enum Purpose {
     Reserve,
     /// Records that say which extents are free now.
     Retirement,
+    /// An image of indexes, which only saves time: never the last extents.
+    Checkpoint,
 }
+
+/// The extents of one complete checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckpointChain {
+    /// Its number.
+    pub checkpoint: u64,
+    /// Shards whose newest checkpoint it is.
+    pub shards: Vec<u16>,
+    /// Its extents.
+    pub extents: Vec<u32>,
+}
+
+/// A checkpoint leaves at least this part of the extents to data.
+const CHECKPOINT_LEAVES_DIVISOR: i64 = 16;
 
 /// Bits of an epoch that count within one start of the node.
 const EPOCH_COUNTER_BITS: u32 = 32;
@@ -43,6 +60,12 @@ pub struct Allocator {
     settled_shards: AtomicU32,
     /// Bytes that garbage collection could free, summed over all shards.
     reclaimable: AtomicU64,
+    /// Checkpoints that a start would load. Touched when one is written or given up, so a lock costs nothing.
+    checkpoints: Mutex<Vec<CheckpointChain>>,
+    /// Extents of checkpoints that are being written.
+    checkpoint_extents: AtomicU32,
+    /// How often checkpoints were given up for their space.
+    checkpoint_drops: AtomicU32,
 }
 
 impl Allocator {
@@ -61,7 +84,59 @@ impl Allocator {
             ordinal: AtomicU64::new(ordinal_last),
             settled_shards: AtomicU32::new(0),
             reclaimable: AtomicU64::new(0),
+            checkpoints: Mutex::new(Vec::new()),
+            checkpoint_extents: AtomicU32::new(0),
+            checkpoint_drops: AtomicU32::new(0),
         }
+    }
+
+    /// Notes a checkpoint whose extents were taken: older ones of the same shards are not needed any more.
+    pub fn add_checkpoint(&self, chain: CheckpointChain) {
+        let mut chains = self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        for older in chains.iter_mut() {
+            older.shards.retain(|shard| !chain.shards.contains(shard));
+        }
+        chains.push(chain);
+        for superseded in chains.extract_if(.., |chain| chain.shards.is_empty()) {
+            superseded.extents.into_iter().for_each(|extent| self.give_back(extent));
+        }
+    }
+
+    /// How often checkpoints were given up for their space: one that was begun before the last time is not to go on.
+    pub fn checkpoint_drops(&self) -> u32 {
+        self.checkpoint_drops.load(Ordering::Acquire)
+    }
+
+    /// Takes an extent for a checkpoint that is being written.
+    pub fn take_for_checkpoint(&self) -> Option<u32> {
+        let extent = self.take(Purpose::Checkpoint)?;
+        self.checkpoint_extents.fetch_add(1, Ordering::AcqRel);
+        Some(extent)
+    }
+
+    /// A checkpoint with so many extents is not being written any more; unless it is complete, they are free.
+    pub fn end_checkpoint(&self, extents: &[u32], is_complete: bool) {
+        if !is_complete {
+            extents.iter().for_each(|extent| self.give_back(*extent));
+        }
+        self.checkpoint_extents.fetch_sub(extents.len() as u32, Ordering::AcqRel);
+    }
+
+    /// Gives up every checkpoint: the log says the same, and its space is wanted. True when there was any, or one is being
+    /// written, which then ends soon.
+    pub fn drop_checkpoints(&self) -> bool {
+        self.checkpoint_drops.fetch_add(1, Ordering::AcqRel);
+        let chains = std::mem::take(&mut *self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner));
+        let had_any = !chains.is_empty() || self.checkpoint_extents.load(Ordering::Acquire) > 0;
+        for extent in chains.into_iter().flat_map(|chain| chain.extents) {
+            self.give_back(extent);
+        }
+        had_any
+    }
+
+    /// The checkpoints that a start would load.
+    pub fn checkpoints(&self) -> Vec<CheckpointChain> {
+        self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Notes that shards have made their start durable.
@@ -127,6 +202,11 @@ impl Allocator {
             Purpose::Reserve if self.reserve_left() == 0 => return None,
             Purpose::Reserve => self.collection_reserve,
             Purpose::Retirement => 0,
+            Purpose::Checkpoint => {
+                self.reserve_left()
+                    + self.collection_reserve
+                    + (i64::from(self.count) / CHECKPOINT_LEAVES_DIVISOR).max(2)
+            }
         };
         // The count is taken first, so that two takers can't both have the last extent above the reserve.
         let counted = self

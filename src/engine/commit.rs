@@ -43,6 +43,8 @@ pub(super) struct Committer {
     durability: Durability,
     group: Option<Group>,
     group_count: u64,
+    /// The last group that ended durable, counted as they started.
+    durable_group: u64,
     /// Flush with the next group, whatever the mode.
     flush_wanted: bool,
     /// When the oldest byte that waits for its group or flush was appended.
@@ -60,6 +62,7 @@ impl Committer {
             durability,
             group: None,
             group_count: 0,
+            durable_group: 0,
             flush_wanted: false,
             dirty_since_us: None,
             lazy_since_us: None,
@@ -94,6 +97,10 @@ impl Committer {
 
     pub(super) fn group_count(&self) -> u64 {
         self.group_count
+    }
+
+    pub(super) fn durable_group(&self) -> u64 {
+        self.durable_group
     }
 
     pub(super) fn poisoned(&self) -> Option<OpError> {
@@ -185,6 +192,7 @@ impl<D: Device> Engine<D> {
             group.frames.push(GroupFrame { shard: at, frame, entries, moved, placed, failed: None });
         }
         self.committer.group_count += 1;
+        self.begin_checkpoint();
         self.committer.lazy_since_us = None;
         // Appends from here on belong to the next group. In `interval` mode the age counts to the flush, which a group
         // without one does not bring nearer.
@@ -239,6 +247,7 @@ impl<D: Device> Engine<D> {
             };
             let left = frame.placed.extent;
             shard.on_moved(left, &relocated);
+            self.checkpointer.spoil();
             let Relocated { placed, writes, moves } = relocated;
             tracing::warn!(
                 "{error}; extent {left} is left, and what was being written goes to extent {}",
@@ -295,6 +304,7 @@ impl<D: Device> Engine<D> {
             self.shards[shard].on_written(frame, entries, &moved, &mut self.cache);
         }
         if durable {
+            self.committer.durable_group = self.committer.group_count;
             // A flush covers what earlier groups wrote without one.
             for at in 0..self.shards.len() {
                 let shard = &mut self.shards[at];

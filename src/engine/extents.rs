@@ -16,6 +16,8 @@ use crate::format::record::RecordType;
 pub(super) struct Extent {
     /// What its records' checksums start from.
     pub(super) place: Place,
+    /// Which of its lives.
+    pub(super) epoch: u64,
     /// Number of the first frame in it.
     pub(super) first_frame: u64,
     /// Number of the last frame in it, once another extent was opened behind it.
@@ -63,9 +65,10 @@ impl Extent {
     }
 
     /// An extent with nothing in it.
-    pub(super) fn new(place: Place, first_frame: u64, is_reserve: bool) -> Extent {
+    pub(super) fn new(place: Place, epoch: u64, first_frame: u64, is_reserve: bool) -> Extent {
         Extent {
             place,
+            epoch,
             first_frame,
             last_frame: None,
             end: 0,
@@ -140,6 +143,7 @@ impl Extents {
         &mut self,
         number: u32,
         place: Place,
+        epoch: u64,
         first_frame: u64,
         is_reserve: bool,
     ) -> &mut Extent {
@@ -148,7 +152,7 @@ impl Extents {
                 other.last_frame = Some(first_frame - 1);
             }
         }
-        self.all.entry(number).or_insert(Extent::new(place, first_frame, is_reserve))
+        self.all.entry(number).or_insert(Extent::new(place, epoch, first_frame, is_reserve))
     }
 
     /// An entry is in the index now.
@@ -235,7 +239,7 @@ mod tests {
         let mut extents = Extents::default();
         for (number, first_frame) in first_frames {
             let place = Place::new(&[1; 16], &[2; 16], ShardId(0), *number, 1);
-            extents.open(*number, place, *first_frame, false);
+            extents.open(*number, place, 1, *first_frame, false);
         }
         extents
     }
@@ -260,7 +264,7 @@ mod tests {
         extents.on_relocated(3, 29);
         assert!(extents.get(9).is_none() && extents.get(3).is_some_and(|one| one.is_left));
         let place = extents.get(3).unwrap().place;
-        extents.open(5, place, 29, false);
+        extents.open(5, place, 1, 29, false);
         let last = |number: u32| extents.get(number).unwrap().last_frame;
         assert_eq!([7, 3, 5].map(last), [Some(10), Some(28), None]);
     }

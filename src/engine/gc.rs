@@ -130,6 +130,10 @@ impl Collector {
 impl<D: Device> Engine<D> {
     /// Whether garbage collection may still make room for somebody who waits for it.
     pub(super) fn can_reclaim(&mut self, clock: Clock) -> bool {
+        // What only saves time goes first.
+        if self.allocator.drop_checkpoints() {
+            return true;
+        }
         if !self.collector.enabled || self.stopping {
             return false;
         }

@@ -51,6 +51,8 @@ pub trait Index {
     fn heap_size(&self) -> usize;
     /// Removes all.
     fn clear(&mut self);
+    /// Keeps the entries that this wants.
+    fn retain(&mut self, keep: &mut dyn FnMut(&Entry) -> bool);
     /// Visits keys whose hash is at or after `cursor` until about `count` were visited. Returns the cursor to go on with,
     /// 0 at the end. Every key with a hash in `cursor..next` was visited; the low 8 bits of a cursor are zero.
     fn scan(&self, cursor: u64, count: usize, visit: &mut dyn FnMut(&[u8], &Entry)) -> u64;
@@ -158,6 +160,20 @@ impl Index for HashIndex {
         *self = HashIndex::default();
     }
 
+    fn retain(&mut self, keep: &mut dyn FnMut(&Entry) -> bool) {
+        let (mut gone, mut keys_size) = (0, 0);
+        for bucket in &mut self.buckets {
+            bucket.retain(|slot| {
+                let stays = keep(&slot.entry);
+                gone += u64::from(!stays);
+                keys_size += if stays { 0 } else { allocated(slot.key.len()) };
+                stays
+            });
+        }
+        self.len -= gone;
+        self.slots_size -= keys_size;
+    }
+
     fn scan(&self, cursor: u64, count: usize, visit: &mut dyn FnMut(&[u8], &Entry)) -> u64 {
         let mut visited = 0;
         let first = self.bucket(cursor);
@@ -206,6 +222,10 @@ mod tests {
             assert_eq!(index.get(hash, &k), model.get(&k));
             assert_eq!(index.len(), model.len() as u64);
         }
+        index.retain(&mut |one| one.sequence.is_multiple_of(3));
+        model.retain(|_, one: &mut Entry| one.sequence.is_multiple_of(3));
+        assert_eq!(index.len(), model.len() as u64);
+        assert!(model.iter().all(|(k, one)| index.get(hash_key(&[3; 16], k), k) == Some(one)));
         index.clear();
         assert!(index.is_empty());
     }

@@ -28,6 +28,8 @@ pub(super) enum Purpose {
     },
     /// The group's flush.
     Flush,
+    /// A piece of a checkpoint.
+    Checkpoint,
     /// A piece of an extent that is being collected.
     Collect,
     /// The deallocation of an extent that is free again.
@@ -100,14 +102,19 @@ impl<D: Device> IoQueue<D> {
         self.waiting.push_back((purpose, Command::Read { offset, size }));
     }
 
-    /// Writes `data` in pieces that the device takes, and returns how many there are.
+    /// Writes a frame's `data` in pieces that the device takes, and returns how many there are.
     pub(super) fn write(&mut self, frame: usize, offset: u64, data: Bytes) -> usize {
+        self.write_for(Purpose::Write { frame }, offset, &data)
+    }
+
+    /// Writes `data` in pieces that the device takes, and returns how many there are.
+    pub(super) fn write_for(&mut self, purpose: Purpose, offset: u64, data: &Bytes) -> usize {
         let mut at = 0;
         let mut pieces = 0;
         while at < data.len() {
             let end = (at + self.transfer_size_max).min(data.len());
             let piece = Command::Write { offset: offset + at as u64, data: data.slice(at..end) };
-            self.waiting.push_back((Purpose::Write { frame }, piece));
+            self.waiting.push_back((purpose, piece));
             pieces += 1;
             at = end;
         }

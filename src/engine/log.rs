@@ -94,6 +94,11 @@ impl PlacedFrame {
         self.header.frame
     }
 
+    /// Which life of its extent it belongs to.
+    pub(super) fn epoch(&self) -> u64 {
+        self.header.epoch
+    }
+
     /// Bytes of it.
     pub(super) fn size(&self) -> u64 {
         self.data.len() as u64
@@ -371,6 +376,16 @@ impl ShardLog {
     pub(super) fn place(&self, header: &ExtentHeader) -> Place {
         let superblock = &self.superblock;
         Place::new(&superblock.uuid, &superblock.secret, header.shard, header.extent, header.epoch)
+    }
+
+    /// The sequence that comes next.
+    pub(super) fn next_sequence(&self) -> u64 {
+        self.next_sequence
+    }
+
+    /// Frames that are not needed any more.
+    pub(super) fn retired(&self) -> &FrameRanges {
+        &self.retired
     }
 
     /// The open extent, whose place readers need.

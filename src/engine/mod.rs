@@ -16,6 +16,7 @@ pub mod allocator;
 pub mod batch;
 mod cache;
 pub mod check;
+pub mod checkpoint;
 pub mod clear;
 mod commit;
 pub mod device_format;
@@ -44,6 +45,7 @@ use crate::limits::{ENGINE_OPERATIONS_MAX, KEY_SIZE_MAX, VALUE_SIZE_MAX};
 
 use allocator::Allocator;
 use cache::RecordCache;
+use checkpoint::{CheckpointStats, Checkpointer};
 use commit::Committer;
 use durability::Durability;
 use gc::{Collector, GcStats};
@@ -86,6 +88,8 @@ pub struct EngineStats {
     pub extents_left: u64,
     /// What garbage collection did.
     pub gc: GcStats,
+    /// What became of checkpoints.
+    pub checkpoints: CheckpointStats,
     /// Reads that the cache answered.
     pub cache_hits: u64,
     /// Reads that it could not answer.
@@ -118,6 +122,7 @@ pub struct Engine<D> {
     batch_values_size: u64,
     committer: Committer,
     collector: Collector,
+    checkpointer: Checkpointer,
     /// When operations that wait for room were last tried again.
     stalled_tried_us: u64,
     value_size_max: u64,
@@ -165,6 +170,7 @@ impl<D: Device> Engine<D> {
             batch_values_size: 0,
             committer: Committer::new(durability),
             collector: Collector::new(),
+            checkpointer: Checkpointer::default(),
             stalled_tried_us: 0,
             answers: Vec::new(),
             abandoned: Vec::new(),
@@ -237,7 +243,9 @@ impl<D: Device> Engine<D> {
             shard.log.mark_clean_stop();
         }
         self.committer.force_flush();
-        self.drain(clock)
+        self.drain(clock)?;
+        self.checkpoint_and_wait(clock);
+        Ok(())
     }
 
     fn drain(&mut self, clock: Clock) -> Result<(), OpError> {
@@ -285,6 +293,7 @@ impl<D: Device> Engine<D> {
             flushes: self.queue.flush_count,
             groups: self.committer.group_count(),
             gc: self.collector.stats,
+            checkpoints: self.checkpointer.stats,
             cache_hits: self.cache.counts().0,
             cache_misses: self.cache.counts().1,
             ..self.stats
@@ -362,6 +371,7 @@ impl<D: Device> Engine<D> {
                 }
                 io_queue::Purpose::Write { frame } => self.on_group_write(frame, one.status, clock),
                 io_queue::Purpose::Flush => self.on_group_flush(one.status, clock),
+                io_queue::Purpose::Checkpoint => self.on_checkpoint_write(one.status),
                 io_queue::Purpose::Trim { shard, extent } => self.on_trimmed(shard, extent, one.status),
                 io_queue::Purpose::Collect => self.on_collect_read(one.buf, one.status, clock),
             }
@@ -384,7 +394,7 @@ impl<D: Device> Engine<D> {
         }
         self.cache.adjust();
         self.start_reads();
-        let collected = self.collect(clock);
+        let collected = self.collect(clock) | self.go_on_with_checkpoint();
         self.retry_stalled(clock);
         let started = self.start_group(clock);
         self.queue.submit();

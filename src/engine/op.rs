@@ -222,6 +222,8 @@ pub enum ShardOp {
     Sync,
     /// Collects every extent of which that frees a part worth it. Answer: `Done`.
     Compact,
+    /// Writes a checkpoint of everything so far, which is durable before the answer whatever comes of the checkpoint.
+    Checkpoint,
 }
 
 /// Names a hold on one shard.

@@ -100,6 +100,17 @@ impl BatchHold {
         self.shard == shard && self.prepared.iter().any(|(one, _, _)| one == key)
     }
 
+    /// Parts of this shard that nothing has decided yet, each with its batch and who decides it.
+    pub(super) fn undecided(
+        &self,
+        shard: usize,
+    ) -> impl Iterator<Item = (BatchId, ShardId, &Key, &KeyEffect, &Appended)> {
+        let batch = self.batch.filter(|_| self.shard == shard);
+        batch.into_iter().flat_map(|(batch, coordinator, _)| {
+            self.prepared.iter().map(move |(key, effect, at)| (batch, coordinator, key, effect, at))
+        })
+    }
+
     /// Extents of a shard that hold parts which nothing has decided yet.
     pub(super) fn prepared_extents(&self, shard: usize) -> impl Iterator<Item = u32> + '_ {
         let of_shard = if self.shard == shard { self.prepared.as_slice() } else { &[] };
@@ -177,6 +188,7 @@ impl<D: Device> Engine<D> {
             }
             ShardOp::Sync => self.sync(at, token),
             ShardOp::Compact => self.compact(at, token),
+            ShardOp::Checkpoint => self.ask_for_checkpoint(at, token),
         }
     }
 
@@ -223,7 +235,7 @@ impl<D: Device> Engine<D> {
         self.answers.push((token, answer));
     }
 
-    fn sync(&mut self, at: usize, token: u64) {
+    pub(super) fn sync(&mut self, at: usize, token: u64) {
         if let Some(error) = self.committer.poisoned() {
             self.answers.push((token, Answer::Failed(error)));
             return;

@@ -12,15 +12,17 @@
 //! - Nothing is written here. Doing it again gives the same result.
 //! - A frame counts as a whole or not at all, unless it is damaged; then each record that can be trusted counts.
 
+mod checkpoint;
 mod frames;
 mod read;
 mod resolve;
 mod scan;
 mod survey;
 
+pub use checkpoint::{Checkpoints, ShardCheckpoint, load_checkpoints};
 pub(in crate::engine) use resolve::Doubt;
 pub use resolve::{Decisions, ScannedShard, blocking_damage, committed_batches, rebuild_allocator};
-pub use scan::scan_shard;
+pub use scan::{recover_shard, scan_shard};
 pub use survey::{Survey, survey};
 
 /// Something that was acknowledged and can't be read back.

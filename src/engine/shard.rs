@@ -115,6 +115,37 @@ impl ShardState {
     pub fn id(&self) -> ShardId {
         self.id
     }
+
+    /// In what this state and another of the same shard, found another way, say different things about a key. One that has
+    /// expired may be there or not.
+    pub fn difference(&self, other: &ShardState, secret: &[u8; 16], now_ms: u64) -> Option<String> {
+        // A frame whose write failed may be there and in the next extent again: it is the same record.
+        let anywhere = |entry: &Entry| Entry { extent: 0, offset: 0, ..*entry };
+        let mut found = None;
+        for (one, another) in [(self, other), (other, self)] {
+            one.each(&mut |key, entry| {
+                let hash = hash_key(secret, key);
+                let there = another.index.get(hash, key);
+                if found.is_none()
+                    && there.map(anywhere) != Some(anywhere(entry))
+                    && !is_expired(entry.expires_at_ms, now_ms)
+                {
+                    found = Some(format!("key '{}': {entry:?} and {there:?}", key.escape_ascii()));
+                }
+            });
+        }
+        found
+    }
+
+    fn each(&self, visit: &mut dyn FnMut(&[u8], &Entry)) {
+        let mut cursor = 0;
+        loop {
+            cursor = self.index.scan(cursor, 1024, visit);
+            if cursor == 0 {
+                break;
+            }
+        }
+    }
 }
 
 /// A FLUSHALL: extents older than its own hold nothing any more.
@@ -170,24 +201,18 @@ pub(super) struct Shard {
 }
 
 impl Shard {
-    pub(super) fn new(state: ShardState, superblock: Arc<Superblock>) -> Shard {
+    pub(super) fn new(mut state: ShardState, superblock: Arc<Superblock>) -> Shard {
         let hash = SecretHash(superblock.secret);
         let mut expiries = BTreeSet::new();
         let mut live_bytes = 0;
-        let mut extents = state.extents;
-        let mut cursor = 0;
-        loop {
-            cursor = state.index.scan(cursor, 1024, &mut |key, entry| {
-                live_bytes += u64::from(entry.size);
-                extents.on_entry(entry);
-                if entry.expires_at_ms != 0 {
-                    expiries.insert((entry.expires_at_ms, Key::copy_from_slice(key)));
-                }
-            });
-            if cursor == 0 {
-                break;
+        let mut extents = std::mem::take(&mut state.extents);
+        state.each(&mut |key, entry| {
+            live_bytes += u64::from(entry.size);
+            extents.on_entry(entry);
+            if entry.expires_at_ms != 0 {
+                expiries.insert((entry.expires_at_ms, Key::copy_from_slice(key)));
             }
-        }
+        });
         Shard {
             id: state.id,
             live: state.index.len(),
@@ -274,7 +299,7 @@ impl Shard {
 
     fn note_open(&mut self, open: &OpenExtent) -> &mut super::extents::Extent {
         let header = &open.header;
-        self.extents.open(header.extent, open.place, header.first_frame, header.reserve)
+        self.extents.open(header.extent, open.place, header.epoch, header.first_frame, header.reserve)
     }
 
     /// Notes a record that was appended.
@@ -506,7 +531,8 @@ impl Shard {
         let placed = &relocated.placed;
         self.extents.on_relocated(left, placed.frame());
         // What it carries is not counted again: it is too much rather than too little.
-        let extent = self.extents.open(placed.extent, placed.place, placed.frame(), placed.is_reserve);
+        let extent =
+            self.extents.open(placed.extent, placed.place, placed.epoch(), placed.frame(), placed.is_reserve);
         extent.carry_bytes = placed.size();
         extent.carry_parts = 1;
         extent.end = u64::from(placed.end());
@@ -631,6 +657,11 @@ impl Shard {
     /// Whether a watched key is as it was.
     pub(super) fn is_unchanged(&self, key: &Key, version: u64) -> bool {
         self.watches.get(key).is_some_and(|watch| watch.version == version)
+    }
+
+    /// Visits what is on the device from a cursor on, and gives the next cursor, 0 at the end.
+    pub(super) fn walk(&self, cursor: u64, count: usize, visit: &mut dyn FnMut(&[u8], &Entry)) -> u64 {
+        self.index.scan(cursor, count, visit)
     }
 
     /// Live keys from a cursor on, and the next cursor.

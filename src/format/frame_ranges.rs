@@ -22,6 +22,11 @@ pub struct FrameRanges {
 }
 
 impl FrameRanges {
+    /// The ranges, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.ranges.iter().copied()
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.ranges.is_empty()

@@ -19,6 +19,7 @@
 //! - Checksums of extent headers, frames and records also cover where they are (see [`Place`]), so stale, misplaced or
 //!   misdirected bytes never pass.
 
+pub mod checkpoint;
 pub mod extent;
 pub mod frame;
 pub mod frame_ranges;

@@ -11,6 +11,8 @@ pub struct NodeConfig {
     pub durability: Durability,
     /// Whether the device is told which extents are free; `None` leaves it to the kind of device.
     pub trim: Option<bool>,
+    /// Bytes that a reactor writes between two checkpoints; `None` leaves it to the size of the device, 0 is never.
+    pub checkpoint_interval: Option<u64>,
     /// The core that each reactor is pinned to; `None` leaves it to the kernel.
     pub cores: Vec<Option<usize>>,
     /// How long an idle reactor polls before it sleeps.
@@ -28,6 +30,7 @@ impl Default for NodeConfig {
         NodeConfig {
             durability: Durability::Always,
             trim: None,
+            checkpoint_interval: None,
             cores: vec![None],
             spin: SpinPolicy::default(),
             connection_count_max: CONNECTION_COUNT_MAX,

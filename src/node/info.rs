@@ -99,6 +99,9 @@ fn section_fields(shared: &Shared, section: &str) -> Vec<(&'static str, String)>
             ("rdb_last_save_time", shared.last_save_s.load(Ordering::Relaxed).to_string()),
             ("groups_committed", figure(|f| &f.groups)),
             ("flushes", figure(|f| &f.flushes)),
+            ("checkpoints_written", figure(|f| &f.checkpoints)),
+            ("checkpoint_bytes_written", figure(|f| &f.checkpoint_bytes)),
+            ("checkpoints_skipped", figure(|f| &f.checkpoints_skipped)),
             ("records_appended", figure(|f| &f.records)),
         ],
         "stats" => {

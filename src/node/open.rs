@@ -29,6 +29,8 @@ pub struct Opened<N> {
     pub torn_tails: Vec<TornTail>,
     /// Bytes of log that were read.
     pub log_bytes: u64,
+    /// Bytes of checkpoints that were read.
+    pub checkpoint_bytes: u64,
     /// Keys found.
     pub keys: u64,
     /// How long it took.
@@ -76,6 +78,20 @@ pub fn open<N: Namespace>(
         .collect();
     let superblock = Arc::new(superblock);
     let survey = recovery::survey(&mut queue, &superblock).map_err(io)?;
+    let mut read = 0;
+    let mut told = Instant::now();
+    let mut checkpoints = recovery::load_checkpoints(&mut queue, &superblock, &survey, &mut |bytes| {
+        read += bytes;
+        if told.elapsed() >= PROGRESS_INTERVAL {
+            told = Instant::now();
+            let total = survey.checkpoint_extent_count() as u64 * superblock.layout.extent_size;
+            progress(RecoveryProgress { done: read, total: total.max(read), elapsed: started.elapsed() });
+        }
+    })
+    .map_err(io)?;
+    let chains = std::mem::take(&mut checkpoints.chains);
+    let checkpoint_bytes = checkpoints.bytes_read;
+    let checkpoints = Mutex::new(checkpoints);
     drop(queue);
 
     let total = survey.extent_count() as u64 * superblock.layout.extent_size;
@@ -92,11 +108,13 @@ pub fn open<N: Namespace>(
                         if shard.0 >= superblock.shard_count {
                             break;
                         }
-                        let result = recovery::scan_shard(
+                        let base = checkpoints.lock().unwrap_or_else(PoisonError::into_inner).take(shard);
+                        let result = recovery::recover_shard(
                             &mut queue,
                             &superblock,
                             shard,
                             survey.chain(shard),
+                            base,
                             &mut |bytes| {
                                 done.fetch_add(bytes, Ordering::Relaxed);
                             },
@@ -145,10 +163,10 @@ pub fn open<N: Namespace>(
             ),
         });
     }
-    let allocator = Arc::new(recovery::rebuild_allocator(&superblock, &survey, &shards));
+    let allocator = Arc::new(recovery::rebuild_allocator(&superblock, &survey, &shards, &chains));
     let committed = recovery::committed_batches(&shards);
     let torn_tails = shards.iter().filter_map(|shard| shard.torn.clone()).collect();
-    let log_bytes = shards.iter().map(|shard| shard.log_bytes).sum();
+    let log_bytes = shards.iter().map(|shard| shard.log_bytes).sum::<u64>();
     let states: Vec<ShardState> =
         shards.into_iter().map(|shard| shard.resolve(&committed, &superblock)).collect();
     let doubtful: Vec<String> =
@@ -173,6 +191,7 @@ pub fn open<N: Namespace>(
         notes,
         torn_tails,
         log_bytes,
+        checkpoint_bytes,
         superblock,
         duration: started.elapsed(),
     })

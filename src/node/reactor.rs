@@ -253,6 +253,9 @@ impl<D: Device> NodeReactor<D> {
         set(&figures.gc_extents_freed, engine.gc.extents_freed);
         set(&figures.gc_bytes_moved, engine.gc.bytes_moved);
         set(&figures.gc_bytes_trimmed, engine.gc.bytes_trimmed);
+        set(&figures.checkpoints, engine.checkpoints.written);
+        set(&figures.checkpoint_bytes, engine.checkpoints.bytes);
+        set(&figures.checkpoints_skipped, engine.checkpoints.skipped);
         set(&figures.gc_abandoned, engine.gc.abandoned);
         set(&figures.cache_hits, engine.cache_hits);
         set(&figures.cache_misses, engine.cache_misses);
@@ -611,10 +614,10 @@ impl<D: Device> Backend for Core<D> {
             }
             Request::Compact => self.on_every_shard(origin, GatherReply::Ok, || ShardOp::Compact),
             Request::Save { background: false } => {
-                self.on_every_shard(origin, GatherReply::Saved, || ShardOp::Sync)
+                self.on_every_shard(origin, GatherReply::Saved, || ShardOp::Checkpoint)
             }
             Request::Save { background: true } => {
-                self.on_every_shard(None, GatherReply::Saved, || ShardOp::Sync);
+                self.on_every_shard(None, GatherReply::Saved, || ShardOp::Checkpoint);
                 Started::Now(Completed::Reply(Response::Simple("Background saving started".into())))
             }
             Request::Scan { cursor, count, pattern, type_filter } => {

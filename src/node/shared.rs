@@ -56,6 +56,12 @@ pub struct Figures {
     pub gc_bytes_moved: AtomicU64,
     /// Bytes that the device was told to be free.
     pub gc_bytes_trimmed: AtomicU64,
+    /// Checkpoints written.
+    pub checkpoints: AtomicU64,
+    /// Their bytes.
+    pub checkpoint_bytes: AtomicU64,
+    /// Checkpoints given up.
+    pub checkpoints_skipped: AtomicU64,
     /// Collections that it gave up.
     pub gc_abandoned: AtomicU64,
     /// Connections now.

@@ -104,6 +104,7 @@ pub fn start<N: Namespace>(
         let states = states_of.remove(&index).unwrap_or_default();
         let (shared, namespace, ready) = (Arc::clone(&shared), Arc::clone(&namespace), ready.clone());
         let (durability, trim, spin) = (config.durability, config.trim, config.spin);
+        let checkpoint_interval = config.checkpoint_interval;
         let body = move || {
             let made = (|| {
                 let queue = namespace.open_queue()?;
@@ -111,6 +112,8 @@ pub fn start<N: Namespace>(
                 let mut engine = Engine::new(superblock, allocator, queue, states, durability);
                 // A drive works better with free blocks; a file would only lose blocks that it must then find again.
                 let is_controller = engine.device().geometry().engine == "spdk";
+                let by_size = crate::engine::checkpoint::interval_of(engine.device().geometry().size());
+                engine.set_checkpoint_interval(checkpoint_interval.unwrap_or(by_size));
                 engine.set_trim(trim.unwrap_or(is_controller));
                 engine
                     .settle(shared.clock())

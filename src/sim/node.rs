@@ -141,11 +141,21 @@ impl SimNode {
         let superblock = Arc::new(superblock);
         let io = |error| failed(OpenError::Io(error));
         let survey = recovery::survey(&mut queue, &superblock).map_err(io)?;
-        let mut scanned = Vec::new();
+        let mut checkpoints =
+            recovery::load_checkpoints(&mut queue, &superblock, &survey, &mut |_| {}).map_err(io)?;
+        let chains = std::mem::take(&mut checkpoints.chains);
+        let (mut scanned, mut from_log) = (Vec::new(), Vec::new());
         for shard in (0..superblock.shard_count).map(ShardId) {
             let chain = survey.chain(shard);
-            scanned
-                .push(recovery::scan_shard(&mut queue, &superblock, shard, chain, &mut |_| {}).map_err(io)?);
+            let base = checkpoints.take(shard);
+            // Whatever comes from a checkpoint, the log alone must say as well.
+            if base.is_some() {
+                from_log.push(
+                    recovery::scan_shard(&mut queue, &superblock, shard, chain, &mut |_| {}).map_err(io)?,
+                );
+            }
+            let found = recovery::recover_shard(&mut queue, &superblock, shard, chain, base, &mut |_| {});
+            scanned.push(found.map_err(io)?);
         }
         let damage: Vec<Damage> =
             survey.damage.iter().chain(scanned.iter().flat_map(|shard| &shard.damage)).cloned().collect();
@@ -160,7 +170,7 @@ impl SimNode {
             let void = survey.chain(shard.id()).len() > shard.used_extents.len();
             probes.hit_if(void, "extent without an accepted frame freed");
         }
-        let allocator = Arc::new(recovery::rebuild_allocator(&superblock, &survey, &scanned));
+        let allocator = Arc::new(recovery::rebuild_allocator(&superblock, &survey, &scanned, &chains));
         let committed = recovery::committed_batches(&scanned);
         let undecided =
             scanned.iter().flat_map(|shard| &shard.batches_seen).any(|batch| !committed.is_committed(batch));
@@ -168,7 +178,19 @@ impl SimNode {
         let mut states: Vec<Vec<_>> = std::iter::repeat_with(Vec::new).take(engine_count).collect();
         for shard in scanned {
             let at = usize::from(shard.id().0) * engine_count / usize::from(superblock.shard_count);
-            states[at].push(shard.resolve(&committed, &superblock));
+            let is_damaged = !shard.damage.is_empty();
+            let state = shard.resolve(&committed, &superblock);
+            let same = from_log.iter().position(|one| one.id() == state.id());
+            if let Some(other) = same.map(|same| from_log.swap_remove(same))
+                && !is_damaged
+                && other.damage.is_empty()
+            {
+                let other = other.resolve(&committed, &superblock);
+                if let Some(difference) = state.difference(&other, &superblock.secret, clock.unix_ms) {
+                    differ(state.id(), &difference);
+                }
+            }
+            states[at].push(state);
         }
         let mut engines = Vec::new();
         for states in states {
@@ -205,6 +227,13 @@ impl SimNode {
     /// Extents that data may take.
     pub fn available_extents(&self) -> u32 {
         self.allocator.available_count()
+    }
+
+    /// Says how many bytes are written between two checkpoints.
+    pub fn set_checkpoint_interval(&mut self, bytes: u64) {
+        for engine in &mut self.engines {
+            engine.set_checkpoint_interval(bytes);
+        }
     }
 
     /// Says whether the disk is told which extents are free.
@@ -287,7 +316,7 @@ impl SimNode {
                 for shard in (0..shards).map(ShardId) {
                     let op = match request {
                         Request::Count => ShardOp::Count,
-                        _ => ShardOp::Sync,
+                        _ => ShardOp::Checkpoint,
                     };
                     self.post(shard, 0, task, op);
                 }
@@ -442,6 +471,11 @@ impl SimNode {
         let mut late = Vec::new();
         self.engines.iter_mut().all(|engine| engine.stop(self.clock, &mut late).is_ok())
     }
+}
+
+#[expect(clippy::panic, reason = "a simulation ends where the program under test breaks its contract")]
+fn differ(shard: ShardId, difference: &str) {
+    panic!("shard {}: a checkpoint and the log disagree: {difference}", shard.0);
 }
 
 #[expect(clippy::panic, reason = "a simulation ends where the program under test breaks its contract")]

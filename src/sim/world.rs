@@ -43,6 +43,8 @@ pub struct WorldConfig {
     pub cache_size: usize,
     /// The disk is told which extents are free.
     pub trim: bool,
+    /// Bytes written between two checkpoints.
+    pub checkpoint_interval: u64,
 }
 
 impl WorldConfig {
@@ -60,6 +62,7 @@ impl WorldConfig {
             durability: Durability::Always,
             cache_size: [0, 0, 64 << 10, 2 << 20][random.index(4)],
             trim: random.chance(1, 2),
+            checkpoint_interval: [0, 64 << 10, 1 << 20][random.index(3)],
         }
     }
 
@@ -214,6 +217,7 @@ impl World {
             let cut = self.random.chance(3, 4);
             self.memory_is_short = self.random.chance(1, 12);
             node.set_trim(self.config.trim);
+            node.set_checkpoint_interval(self.config.checkpoint_interval);
             node.set_memory(MemoryBudget {
                 cache_size_max: self.config.cache_size,
                 index_may_grow: !self.memory_is_short,

@@ -23,6 +23,18 @@ impl Extent {
         Self::read_part(device, superblock, extent, 0)
     }
 
+    /// Reads from `from` on; what is before it is zeros.
+    pub(super) fn read_behind<D: Device>(
+        device: &mut D,
+        superblock: &Superblock,
+        extent: u32,
+        from: usize,
+    ) -> Result<Extent, IoError> {
+        let mut read = Self::read_part(device, superblock, extent, from)?;
+        read.bytes.splice(..0, std::iter::repeat_n(0, from));
+        Ok(read)
+    }
+
     /// Reads from `from` on; `bytes` starts there.
     pub(super) fn read_part<D: Device>(
         device: &mut D,

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::frames::Found;
 use super::survey::Survey;
 use super::{Damage, TornTail};
-use crate::engine::allocator::Allocator;
+use crate::engine::allocator::{Allocator, CheckpointChain};
 use crate::engine::extents::{Extent, Extents};
 use crate::engine::index::{Entry, HashIndex, Index, hash_key};
 use crate::engine::log::{OpenExtent, ShardLog};
@@ -167,7 +167,7 @@ impl ScannedShard {
                 self.used_extents.contains(number).then(|| Extent {
                     last_frame: Some(0),
                     carry_bytes: superblock.layout.extent_size,
-                    ..Extent::new(*place, 0, false)
+                    ..Extent::new(*place, 0, 0, false)
                 })
             });
             if let Some(extent) = known {
@@ -199,7 +199,12 @@ impl ScannedShard {
 }
 
 /// The allocator as the scans found it.
-pub fn rebuild_allocator(superblock: &Superblock, survey: &Survey, shards: &[ScannedShard]) -> Allocator {
+pub fn rebuild_allocator(
+    superblock: &Superblock,
+    survey: &Survey,
+    shards: &[ScannedShard],
+    checkpoints: &[CheckpointChain],
+) -> Allocator {
     let layout = superblock.layout;
     let reserve = reserve_extent_count(superblock.shard_count);
     let collection = collection_extent_count(superblock.shard_count);
@@ -211,6 +216,11 @@ pub fn rebuild_allocator(superblock: &Superblock, survey: &Survey, shards: &[Sca
         }
         for extent in &shard.used_extents {
             allocator.claim(*extent);
+        }
+    }
+    for chain in checkpoints {
+        if chain.extents.iter().all(|extent| allocator.claim(*extent)) {
+            allocator.add_checkpoint(chain.clone());
         }
     }
     allocator

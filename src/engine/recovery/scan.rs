@@ -2,16 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::checkpoint::{Base, ShardCheckpoint};
 use super::frames::{FrameRead, frame_at, read_frame, salvage};
 use super::read::{Extent, reread};
 use super::resolve::{Doubt, ScannedShard};
 use super::{Damage, TornTail};
 use crate::device::{Device, IoError};
 use crate::engine::extents;
-use crate::engine::index::HashIndex;
+use crate::engine::index::{HashIndex, Index};
 use crate::engine::log::OpenExtent;
 use crate::engine::op::ShardId;
 use crate::format::Place;
+use crate::format::checkpoint::{ExtentSummary, ShardPosition};
 use crate::format::extent::ExtentHeader;
 use crate::format::frame_ranges::FrameRanges;
 use crate::format::superblock::Superblock;
@@ -39,14 +41,86 @@ pub fn scan_shard<D: Device>(
         for (frame, retired) in found {
             probe::hit_if(tries > 0, Probe::OlderRetirementTaken);
             tries += 1;
-            let scanned = scan_with(device, superblock, id, chain, &retired, &mut kept, progress)?;
+            let scan = Scan::new(superblock, id, &retired);
+            let scanned = scan_with(device, superblock, scan, chain, &mut kept, progress)?;
             // Numbers of frames that were torn off come again, hence both.
             if scanned.retired == (frame, retired) {
                 return Ok(scanned);
             }
         }
     }
-    scan_with(device, superblock, id, chain, &FrameRanges::default(), &mut kept, progress)
+    let nothing = FrameRanges::default();
+    scan_with(device, superblock, Scan::new(superblock, id, &nothing), chain, &mut kept, progress)
+}
+
+/// The state of one shard from its checkpoint and the log behind it, or from the whole log where there is none.
+pub fn recover_shard<D: Device>(
+    device: &mut D,
+    superblock: &Superblock,
+    id: ShardId,
+    chain: &[ExtentHeader],
+    base: Option<ShardCheckpoint>,
+    progress: &mut dyn FnMut(u64),
+) -> Result<ScannedShard, IoError> {
+    let Some(ShardCheckpoint(base)) = base else {
+        return scan_shard(device, superblock, id, chain, progress);
+    };
+    match scan_from(device, superblock, base, chain, progress)? {
+        Some(scanned) => Ok(scanned),
+        None => {
+            probe::hit(Probe::CheckpointRefused);
+            scan_shard(device, superblock, id, chain, progress)
+        }
+    }
+}
+
+/// Reads what a checkpoint does not cover. `None` where the two don't fit each other.
+fn scan_from<D: Device>(
+    device: &mut D,
+    superblock: &Superblock,
+    base: Base,
+    chain: &[ExtentHeader],
+    progress: &mut dyn FnMut(u64),
+) -> Result<Option<ScannedShard>, IoError> {
+    let position = base.position;
+    // Every start is counted before it writes anything, so if none was since, nothing is behind the position.
+    let is_alone = position.clean && position.boot + 1 == superblock.boot;
+    let mut kept = None;
+    let mut newest = None;
+    let behind = |header: &&ExtentHeader| {
+        let is_open = position.open.is_some_and(|(open, _)| open == header.extent);
+        let is_covered = base.covers(header.extent, header.epoch);
+        (is_covered && is_open) || (!is_covered && header.first_frame > position.frame)
+    };
+    for header in chain.iter().rev().filter(behind).filter(|_| !is_alone) {
+        let from =
+            if base.covers(header.extent, header.epoch) { position.open.map_or(0, |open| open.1) } else { 0 };
+        let extent = Extent::read_behind(device, superblock, header.extent, from as usize)?;
+        newest = retirements(superblock, position.shard, header, &extent.bytes).into_iter().next();
+        kept.get_or_insert((header.extent, extent));
+        if newest.is_some() {
+            break;
+        }
+    }
+    let retired = newest.map_or_else(|| base.retired.clone(), |(_, retired)| retired);
+    let is_there = |one: &ExtentSummary| {
+        retired.contains(one.first_frame)
+            || chain.iter().any(|header| header.extent == one.extent && header.epoch == one.epoch)
+    };
+    let is_open_there =
+        position.open.is_none_or(|(open, _)| base.extents.iter().any(|one| one.extent == open));
+    // An extent that is neither retired nor there was lost: the whole log says what that means.
+    if !is_open_there || !base.extents.iter().all(is_there) {
+        return Ok(None);
+    }
+    let scan = Scan::from_base(superblock, base, &retired, is_alone);
+    let scanned = scan_with(device, superblock, scan, chain, &mut kept, progress)?;
+    // One that was torn off with the tail had not retired anything yet; then it is not worth another way.
+    if scanned.retired.1 != retired {
+        return Ok(None);
+    }
+    probe::hit(if is_alone { Probe::CheckpointAlone } else { Probe::CheckpointAndLog });
+    Ok(Some(scanned))
 }
 
 /// What the frames of an extent say is retired, each with its number, the newest first.
@@ -77,24 +151,24 @@ fn retirements(
 fn scan_with<D: Device>(
     device: &mut D,
     superblock: &Superblock,
-    id: ShardId,
+    mut scan: Scan<'_>,
     chain: &[ExtentHeader],
-    retired: &FrameRanges,
     kept: &mut Option<(u32, Extent)>,
     progress: &mut dyn FnMut(u64),
 ) -> Result<ScannedShard, IoError> {
-    let mut scan = Scan::new(superblock, id, retired);
+    let retired = scan.retired;
     for header in chain.iter().filter(|header| !retired.contains(header.first_frame)) {
         if header.ordinal == 0 {
             scan.lost_header(header.extent);
         }
+        let Some(from) = scan.start_of(header) else { continue };
         let Extent { bytes, unreadable } = match kept.take_if(|(number, _)| *number == header.extent) {
             Some((_, extent)) => extent,
-            None => Extent::read(device, superblock, header.extent)?,
+            None => Extent::read_behind(device, superblock, header.extent, from)?,
         };
-        let size = bytes.len() as u64;
+        let size = (bytes.len() - from) as u64;
         let mut again = |from| Extent::read_part(device, superblock, header.extent, from);
-        scan.extent(header, bytes, unreadable, &mut again)?;
+        scan.extent(header, from, bytes, unreadable, &mut again)?;
         progress(size);
     }
     Ok(scan.finish())
@@ -113,6 +187,17 @@ pub(super) struct Scan<'a> {
     /// Headers by extent, for the append point.
     headers: BTreeMap<u32, ExtentHeader>,
     append_at: Option<(u32, u64)>,
+    /// What the checkpoint covers, if there is one.
+    covered: Option<Covered>,
+}
+
+/// What need not be read since a checkpoint has it.
+struct Covered {
+    position: ShardPosition,
+    /// Extents with their epochs.
+    extents: BTreeSet<(u32, u64)>,
+    /// Not even what follows.
+    is_alone: bool,
 }
 
 impl<'a> Scan<'a> {
@@ -150,9 +235,75 @@ impl<'a> Scan<'a> {
             suspects_durable: 0,
             headers: BTreeMap::new(),
             append_at: None,
+            covered: None,
         };
         scan.skip_retired();
         scan
+    }
+
+    /// A scan that goes on where a checkpoint was.
+    fn from_base(
+        superblock: &'a Superblock,
+        mut base: Base,
+        retired: &'a FrameRanges,
+        is_alone: bool,
+    ) -> Scan<'a> {
+        let position = base.position;
+        let mut scan = Scan::new(superblock, position.shard, retired);
+        let stays = |one: &&ExtentSummary| !retired.contains(one.first_frame);
+        let place = |one: &ExtentSummary| {
+            Place::new(&superblock.uuid, &superblock.secret, position.shard, one.extent, one.epoch)
+        };
+        let out = &mut scan.out;
+        let is_open = |extent: u32| position.open.is_some_and(|(open, _)| open == extent);
+        for one in base.extents.iter().filter(stays) {
+            out.places.insert(one.extent, place(one));
+            out.used_extents.push(one.extent);
+            let extent = extents::Extent {
+                last_frame: Some(one.last_frame),
+                end: one.end,
+                carry_bytes: one.carry_bytes,
+                carry_parts: one.carry_parts,
+                has_clear: one.has_clear,
+                ..extents::Extent::new(place(one), one.epoch, one.first_frame, one.is_reserve)
+            };
+            out.extents.insert(one.extent, extent);
+        }
+        // What was written behind the position is read again, and what was moved from retired extents is behind it.
+        let known: BTreeSet<u32> = out.places.keys().copied().collect();
+        let end = position.open.map_or(0, |(_, end)| end);
+        base.index.retain(&mut |entry| {
+            known.contains(&entry.extent) && !(is_open(entry.extent) && entry.offset >= end)
+        });
+        out.index = base.index;
+        for (batch, part) in base.parts.into_iter().filter(|(_, part)| known.contains(&part.entry.extent)) {
+            out.parts.entry(batch).or_default().push(part);
+        }
+        out.commits = base.commits.into_iter().map(|batch| (batch, 0)).collect();
+        out.retired = (0, base.retired);
+        (out.last_frame, out.last_boot, out.clean) = (position.frame, position.boot, position.clean);
+        out.accepted_sequence = position.next_sequence;
+        out.last_sequence = position.next_sequence - 1;
+        let open_stays = position.open.filter(|(open, _)| known.contains(open));
+        scan.append_at = open_stays.map(|(open, end)| (open, u64::from(end)));
+        let extents = base.extents.iter().map(|one| (one.extent, one.epoch)).collect();
+        scan.covered = Some(Covered { position, extents, is_alone });
+        scan.skip_retired();
+        scan
+    }
+
+    /// From which byte an extent is to be read; `None` when nothing of it is.
+    fn start_of(&mut self, header: &ExtentHeader) -> Option<usize> {
+        let whole = self.superblock.block_size as usize;
+        let Some(covered) = &self.covered else { return Some(whole) };
+        if !covered.extents.contains(&(header.extent, header.epoch)) {
+            // Its frames were void already, or are behind the position.
+            let is_behind = header.first_frame > covered.position.frame && !covered.is_alone;
+            return is_behind.then_some(whole);
+        }
+        self.headers.insert(header.extent, *header);
+        let open = covered.position.open.filter(|(open, _)| *open == header.extent && !covered.is_alone);
+        open.map(|(_, end)| end as usize)
     }
 
     /// Passes over frames that are retired: the log goes on behind them.
@@ -168,6 +319,7 @@ impl<'a> Scan<'a> {
     fn extent(
         &mut self,
         header: &ExtentHeader,
+        from: usize,
         mut bytes: Vec<u8>,
         mut unreadable: Vec<usize>,
         again: &mut dyn FnMut(usize) -> Result<Extent, IoError>,
@@ -178,7 +330,7 @@ impl<'a> Scan<'a> {
             Place::new(&superblock.uuid, &superblock.secret, self.out.id, header.extent, header.epoch);
         self.headers.insert(header.extent, *header);
         self.out.places.insert(header.extent, place);
-        let mut at = block;
+        let mut at = from;
         let mut sure = false;
         while at < bytes.len() {
             let found = frame_at(&bytes, at, place, superblock);
@@ -372,13 +524,14 @@ impl<'a> Scan<'a> {
         if let Some(place) = out.places.get(&read.extent) {
             let header = self.headers.get(&read.extent);
             let is_reserve = header.is_some_and(|header| header.reserve);
+            let epoch = header.map_or(0, |header| header.epoch);
             // The header's number, not that of the first frame that counts: a frame whose write failed may count where it was
             // first written, and is in the next extent again.
             let first_frame = header.map_or(read.header.frame, |header| header.first_frame);
             let extent = out
                 .extents
                 .entry(read.extent)
-                .or_insert_with(|| extents::Extent::new(*place, first_frame, is_reserve));
+                .or_insert_with(|| extents::Extent::new(*place, epoch, first_frame, is_reserve));
             extent.last_frame = Some(read.header.frame);
             extent.end = read.offset + u64::from(read.header.size);
         }

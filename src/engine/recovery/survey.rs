@@ -5,10 +5,11 @@ use super::frames::frame_at;
 use super::read::Extent;
 use crate::device::{Device, IoError, blocking};
 use crate::engine::op::ShardId;
-use crate::format::Place;
+use crate::format::checkpoint::CheckpointHeader;
 use crate::format::extent::ExtentHeader;
 use crate::format::frame::FrameHeader;
 use crate::format::superblock::Superblock;
+use crate::format::{FormatError, Place};
 use crate::probe::{self, Probe};
 
 /// Whose the extents are.
@@ -20,6 +21,8 @@ pub struct Survey {
     pub ordinal_last: u64,
     /// Headers that were lost after they were durable.
     pub damage: Vec<Damage>,
+    /// Extents of checkpoints.
+    pub(super) checkpoints: Vec<CheckpointHeader>,
 }
 
 impl Survey {
@@ -31,6 +34,11 @@ impl Survey {
     /// Extents that some header claims.
     pub fn extent_count(&self) -> usize {
         self.chains.iter().map(Vec::len).sum()
+    }
+
+    /// Extents of checkpoints, complete or not.
+    pub fn checkpoint_extent_count(&self) -> usize {
+        self.checkpoints.len()
     }
 
     fn add(&mut self, header: ExtentHeader) {
@@ -61,12 +69,21 @@ pub fn survey<D: Device>(device: &mut D, superblock: &Superblock) -> Result<Surv
     let mut header_at = |extent: u32, bytes: &[u8], survey: &mut Survey| {
         let header = ExtentHeader::decode(&bytes[..block], &superblock.uuid, &superblock.secret, extent);
         let claimed = FrameHeader::claimed_place(&bytes[block..]);
+        // One of a checkpoint is no suspect: what is in it is looked at when it is loaded, and is never needed.
+        if header.is_err()
+            && let Ok(header) = checkpoint_header(&bytes[..block], superblock, extent)
+        {
+            survey.ordinal_last = survey.ordinal_last.max(header.checkpoint);
+            survey.checkpoints.push(header);
+            return;
+        }
         match header {
             // Frames of a later life than the header's: the header is a stale one, or its last write was lost.
             Ok(header) if claimed.is_some_and(|(epoch, _)| epoch > header.epoch) => {
                 suspects.push((extent, Some(header)));
             }
             Ok(header) => survey.add(header),
+            // One of a checkpoint is no suspect: what is in it is looked at when it is loaded, and is never needed.
             // An extent that was never used has a header of zeros.
             Err(_) if claimed.is_some() || bytes[..block].iter().any(|byte| *byte != 0) => {
                 suspects.push((extent, None));
@@ -131,6 +148,14 @@ pub fn survey<D: Device>(device: &mut D, superblock: &Superblock) -> Result<Surv
         }
     }
     Ok(survey)
+}
+
+fn checkpoint_header(
+    block: &[u8],
+    superblock: &Superblock,
+    extent: u32,
+) -> Result<CheckpointHeader, FormatError> {
+    CheckpointHeader::decode(block, &superblock.uuid, &superblock.secret, extent)
 }
 
 /// The header of an extent that lost it after frames behind it were known to be durable, made from those frames.

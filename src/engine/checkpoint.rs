@@ -1,0 +1,452 @@
+//! Writing checkpoints while the shards run: an image of every shard's index, with the log position that it covers.
+//!
+//! ```text
+//! asked for -> with the next group, note each shard's position -> once that is written, walk its index, chunk by chunk
+//!           -> once everything logged meanwhile is durable, the end -> once that is durable, older checkpoints are free
+//! ```
+//!
+//! The image is fuzzy: what changes during the walk may be in it or not. Replaying the log from the position settles it, since
+//! an entry beyond the position is left out and a record behind it counts by its sequence.
+//!
+//! Invariants:
+//! - The end is written only when every frame up to the end of the walk is durable: the image names some of them, and lacks
+//!   what was overwritten before it could be indexed.
+//! - A checkpoint is never needed: any trouble ends it, and its extents go back.
+//! - A pass builds at most one chunk, so that no shard waits for its checkpoint.
+
+use bytes::Bytes;
+
+use super::Engine;
+use super::allocator::CheckpointChain;
+use super::extents::ExtentState;
+use super::index::Entry;
+use super::io_queue;
+use super::op::{Clock, KeyEffect};
+use super::shard::Shard;
+use crate::device::{Device, IoError};
+use crate::format::Place;
+use crate::format::checkpoint::{
+    CHUNK_HEADER_SIZE, CheckpointHeader, ExtentSummary, IndexedRecord, Item, ShardPosition, encode_chunk,
+};
+use crate::probe::{self, Probe};
+
+/// Bytes of items in a chunk, unless a single one is longer.
+const CHUNK_SIZE: usize = 64 << 10;
+
+/// Keys that one step of the walk visits.
+const WALK_STEP: usize = 256;
+
+/// Bytes of log between two checkpoints, unless somebody wants it otherwise: as much as a start reads in a second or so, and
+/// on a small device a part of it.
+const INTERVAL_MAX: u64 = 1 << 30;
+const INTERVAL_MIN: u64 = 64 << 20;
+const INTERVAL_DIVISOR: u64 = 8;
+
+/// Bytes that a reactor writes between two checkpoints of a device of this size, unless told otherwise.
+pub fn interval_of(device_size: u64) -> u64 {
+    (device_size / INTERVAL_DIVISOR).clamp(INTERVAL_MIN, INTERVAL_MAX)
+}
+
+/// Figures of checkpoints, for one engine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct CheckpointStats {
+    /// Checkpoints that were completed.
+    pub written: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Checkpoints that were given up, for want of room or because something is damaged.
+    pub skipped: u64,
+}
+
+/// One shard of a checkpoint.
+struct Section {
+    /// The last frame that the position covers.
+    frame: u64,
+    /// Its position, extents and so on.
+    head: Items,
+    /// Where the walk over its index is; `None` before it began.
+    cursor: Option<u64>,
+    /// The last frame when the walk ended.
+    last_frame: u64,
+}
+
+/// Encoded items.
+#[derive(Default)]
+struct Items {
+    bytes: Vec<u8>,
+    /// Where each ends.
+    ends: Vec<usize>,
+}
+
+impl Items {
+    fn push(&mut self, item: &Item<'_>) {
+        item.encode(&mut self.bytes);
+        self.ends.push(self.bytes.len());
+    }
+
+    fn append(&mut self, other: Items) {
+        let base = self.bytes.len();
+        self.bytes.extend_from_slice(&other.bytes);
+        self.ends.extend(other.ends.iter().map(|end| base + end));
+    }
+
+    /// Takes whole items, `size` bytes of them or a single longer one.
+    fn take(&mut self, size: usize) -> Vec<u8> {
+        let count = self.ends.partition_point(|end| *end <= size).max(1).min(self.ends.len());
+        let Some(end) = count.checked_sub(1).map(|last| self.ends[last]) else { return Vec::new() };
+        let rest = self.bytes.split_off(end);
+        self.ends.drain(..count);
+        self.ends.iter_mut().for_each(|one| *one -= end);
+        std::mem::replace(&mut self.bytes, rest)
+    }
+}
+
+/// The checkpoint that is being written.
+struct Writing {
+    number: u64,
+    sections: Vec<Section>,
+    /// The section that is being walked.
+    at: usize,
+    items: Items,
+    entries: u64,
+    ended: bool,
+    extents: Vec<u32>,
+    /// The place of the last extent's chunks, and the bytes from its start to the next one.
+    open: Option<(Place, u64)>,
+    chunks: u64,
+    bytes: u64,
+    in_flight: usize,
+    failed: bool,
+    /// The count of drops when it began.
+    drops: u32,
+    /// The group whose flush covers all of it, once everything is written.
+    durable_with: Option<u64>,
+    waiters: Vec<(usize, u64)>,
+}
+
+/// What one engine writes of checkpoints.
+#[derive(Default)]
+pub(super) struct Checkpointer {
+    /// Bytes written to the device between two checkpoints; 0 for none but those that are asked for.
+    interval: u64,
+    written_at_last: u64,
+    wanted: bool,
+    is_last: bool,
+    active: Option<Writing>,
+    /// Shards and tokens of those who asked for the next one.
+    waiters: Vec<(usize, u64)>,
+    pub(super) stats: CheckpointStats,
+}
+
+impl Checkpointer {
+    /// Frames of a shard went elsewhere, or the space is wanted: the one that is being written is given up.
+    pub(super) fn spoil(&mut self) {
+        if let Some(active) = &mut self.active {
+            active.failed = true;
+        }
+    }
+}
+
+fn record_of<'a>(key: &'a [u8], entry: &Entry) -> IndexedRecord<'a> {
+    IndexedRecord {
+        key,
+        extent: entry.extent,
+        offset: entry.offset,
+        size: entry.size,
+        value_size: entry.value_size,
+        sequence: entry.sequence,
+        expires_at_ms: entry.expires_at_ms,
+        is_part: entry.is_part,
+    }
+}
+
+impl<D: Device> Engine<D> {
+    /// Says how many bytes are written to the device between two checkpoints; 0 leaves them to those who ask.
+    pub fn set_checkpoint_interval(&mut self, bytes: u64) {
+        self.checkpointer.interval = bytes;
+    }
+
+    /// Asks for a checkpoint of everything so far.
+    pub(super) fn ask_for_checkpoint(&mut self, at: usize, token: u64) {
+        self.checkpointer.waiters.push((at, token));
+        self.want_checkpoint();
+    }
+
+    fn want_checkpoint(&mut self) {
+        if !self.checkpointer.wanted {
+            self.checkpointer.wanted = true;
+            // It begins with a group.
+            self.committer.force_flush();
+        }
+    }
+
+    /// Writes the checkpoint of a clean stop, when nothing else happens any more.
+    pub(super) fn checkpoint_and_wait(&mut self, clock: Clock) {
+        while self.checkpointer.active.is_some() && self.committer.poisoned().is_none() {
+            self.step(clock);
+        }
+        self.checkpointer.is_last = true;
+        self.want_checkpoint();
+        while (self.checkpointer.wanted || self.checkpointer.active.is_some())
+            && self.committer.poisoned().is_none()
+        {
+            if !self.step(clock) {
+                std::hint::spin_loop();
+            }
+        }
+    }
+
+    /// A group has just taken the open frames of every shard: a good moment for positions.
+    pub(super) fn begin_checkpoint(&mut self) {
+        if !self.checkpointer.wanted || self.checkpointer.active.is_some() {
+            return;
+        }
+        self.checkpointer.wanted = false;
+        self.checkpointer.written_at_last = self.queue.bytes_written;
+        let waiters = std::mem::take(&mut self.checkpointer.waiters);
+        let is_sound = |shard: &Shard| shard.is_collectable && !shard.is_in_doubt() && !shard.has_unknown();
+        if !self.shards.iter().all(is_sound) || self.committer.poisoned().is_some() {
+            self.checkpointer.stats.skipped += 1;
+            waiters.into_iter().for_each(|(at, token)| self.sync(at, token));
+            return;
+        }
+        let sections = (0..self.shards.len()).map(|at| self.section(at)).collect();
+        self.checkpointer.active = Some(Writing {
+            number: self.allocator.next_ordinal(),
+            sections,
+            at: 0,
+            items: Items::default(),
+            entries: 0,
+            ended: false,
+            extents: Vec::new(),
+            open: None,
+            chunks: 0,
+            bytes: 0,
+            in_flight: 0,
+            failed: false,
+            drops: self.allocator.checkpoint_drops(),
+            durable_with: None,
+            waiters,
+        });
+    }
+
+    /// A shard's position, and what goes with it.
+    fn section(&self, at: usize) -> Section {
+        let shard = &self.shards[at];
+        let frame = shard.log.last_frame();
+        let mut head = Items::default();
+        let open = shard.log.open_extent().map(|open| (open.header.extent, open.position as u32));
+        head.push(&Item::Shard(ShardPosition {
+            shard: shard.id,
+            frame,
+            boot: self.superblock.boot,
+            next_sequence: shard.log.next_sequence(),
+            open,
+            clean: self.checkpointer.is_last,
+        }));
+        for (number, one) in shard.extents.iter() {
+            if matches!(one.state, ExtentState::Retired { .. } | ExtentState::Trimming) {
+                continue;
+            }
+            head.push(&Item::Extent(ExtentSummary {
+                extent: number,
+                epoch: one.epoch,
+                first_frame: one.first_frame,
+                last_frame: one.last_frame.unwrap_or(frame),
+                end: one.end,
+                carry_bytes: one.carry_bytes,
+                carry_parts: one.carry_parts,
+                has_clear: one.has_clear,
+                is_reserve: one.is_reserve,
+            }));
+        }
+        for (first, last) in shard.log.retired().iter() {
+            head.push(&Item::Retired(first, last));
+        }
+        for batch in &shard.unsettled {
+            head.push(&Item::Commit((batch.boot, batch.number)));
+        }
+        for (batch, coordinator, key, effect, appended) in
+            self.batch_holds.iter().flat_map(|(_, hold)| hold.undecided(at))
+        {
+            let (value_size, expires_at_ms) = match effect {
+                KeyEffect::Put { value, expires_at_ms } => (value.len() as u32, *expires_at_ms),
+                KeyEffect::Delete => (0, 0),
+            };
+            let record = IndexedRecord {
+                key,
+                extent: appended.extent,
+                offset: appended.offset,
+                size: appended.size,
+                value_size,
+                sequence: appended.sequence,
+                expires_at_ms,
+                is_part: true,
+            };
+            let is_delete = matches!(effect, KeyEffect::Delete);
+            head.push(&Item::Part((batch.boot, batch.number), coordinator, is_delete, record));
+        }
+        Section { frame, head, cursor: None, last_frame: frame }
+    }
+
+    /// One pass of the checkpoint. True when anything happened.
+    pub(super) fn go_on_with_checkpoint(&mut self) -> bool {
+        let Checkpointer { interval, written_at_last, active, .. } = &self.checkpointer;
+        let Some(writing) = active else {
+            let since = self.queue.bytes_written - written_at_last;
+            if *interval > 0 && since >= *interval && !self.stopping && self.committer.poisoned().is_none() {
+                self.want_checkpoint();
+            }
+            return false;
+        };
+        if writing.in_flight > 0 {
+            return false;
+        }
+        let is_unwanted = writing.drops != self.allocator.checkpoint_drops();
+        if writing.failed || is_unwanted || self.committer.poisoned().is_some() {
+            self.give_up_checkpoint();
+            return true;
+        }
+        match writing.durable_with {
+            Some(group) if group <= self.committer.durable_group() => {
+                self.complete_checkpoint();
+                true
+            }
+            Some(_) => false,
+            None => self.write_chunk(),
+        }
+    }
+
+    /// Fills a chunk and writes it. False when there is nothing to do for now.
+    fn write_chunk(&mut self) -> bool {
+        let Some(mut writing) = self.checkpointer.active.take() else { return false };
+        let ready = self.fill(&mut writing);
+        if ready {
+            let written = self.write_items(&mut writing);
+            writing.failed |= !written;
+        } else if writing.ended {
+            // Everything is written; the next group's flush covers it.
+            writing.durable_with = Some(self.committer.group_count() + 1);
+            self.committer.force_flush();
+        }
+        let progress = ready || writing.durable_with.is_some();
+        self.checkpointer.active = Some(writing);
+        progress
+    }
+
+    /// Collects items until a chunk is full or everything is there. False when nothing is to be written now.
+    fn fill(&mut self, writing: &mut Writing) -> bool {
+        while writing.items.bytes.len() < CHUNK_SIZE && !writing.ended {
+            let Some(section) = writing.sections.get_mut(writing.at) else {
+                // What the image names, or lacks, must be durable before it may count.
+                let is_durable =
+                    |(shard, section): (&Shard, &Section)| shard.durable_frame >= section.last_frame;
+                if !self.shards.iter().zip(&writing.sections).all(is_durable) {
+                    self.committer.force_flush();
+                    return false;
+                }
+                writing.items.push(&Item::End(writing.entries));
+                writing.ended = true;
+                break;
+            };
+            let shard = &self.shards[writing.at];
+            if shard.written_frame < section.frame {
+                return false;
+            }
+            let cursor = match section.cursor {
+                Some(cursor) => cursor,
+                None => {
+                    writing.items.append(std::mem::take(&mut section.head));
+                    0
+                }
+            };
+            let (items, entries) = (&mut writing.items, &mut writing.entries);
+            let next = shard.walk(cursor, WALK_STEP, &mut |key, entry| {
+                items.push(&Item::Entry(record_of(key, entry)));
+                *entries += 1;
+            });
+            // A record that was overwritten while it was on its way never gets into the index: what replaced it must be there.
+            section.last_frame = shard.log.last_frame();
+            section.cursor = Some(next);
+            if next == 0 {
+                writing.at += 1;
+            }
+        }
+        !writing.items.bytes.is_empty()
+    }
+
+    /// Writes a chunk of what was collected, into a fresh extent where the last one is full.
+    fn write_items(&mut self, writing: &mut Writing) -> bool {
+        let layout = self.superblock.layout;
+        let block = self.superblock.block_size as usize;
+        let items = writing.items.take(CHUNK_SIZE);
+        let size = (CHUNK_HEADER_SIZE + items.len()).next_multiple_of(block) as u64;
+        let fits = writing.open.is_some_and(|(_, end)| end + size <= layout.extent_size);
+        if !fits {
+            let Some(extent) = self.allocator.take_for_checkpoint() else { return false };
+            let header = CheckpointHeader {
+                extent,
+                epoch: self.allocator.next_epoch(),
+                checkpoint: writing.number,
+                part: writing.extents.len() as u32,
+                boot: self.superblock.boot,
+            };
+            let (uuid, secret) = (&self.superblock.uuid, &self.superblock.secret);
+            let bytes = Bytes::from(header.encode(uuid, secret, block));
+            writing.bytes += bytes.len() as u64;
+            writing.in_flight +=
+                self.queue.write_for(io_queue::Purpose::Checkpoint, layout.extent_offset(extent), &bytes);
+            writing.extents.push(extent);
+            writing.open = Some((header.place(uuid, secret), block as u64));
+        }
+        let (Some((place, end)), Some(extent)) = (writing.open, writing.extents.last()) else { return false };
+        let chunk = Bytes::from(encode_chunk(&items, writing.chunks, place, end as u32, block));
+        writing.bytes += size;
+        writing.chunks += 1;
+        writing.open = Some((place, end + size));
+        let offset = layout.extent_offset(*extent) + end;
+        writing.in_flight += self.queue.write_for(io_queue::Purpose::Checkpoint, offset, &chunk);
+        true
+    }
+
+    pub(super) fn on_checkpoint_write(&mut self, status: Result<(), IoError>) {
+        let Some(writing) = &mut self.checkpointer.active else { return };
+        writing.in_flight -= 1;
+        if let Err(error) = status {
+            tracing::warn!("{error}; no checkpoint is written this time");
+            writing.failed = true;
+        }
+    }
+
+    fn give_up_checkpoint(&mut self) {
+        let Some(writing) = self.checkpointer.active.take() else { return };
+        probe::hit(Probe::CheckpointGivenUp);
+        self.checkpointer.stats.skipped += 1;
+        self.allocator.end_checkpoint(&writing.extents, false);
+        self.end_checkpoint(writing.waiters);
+    }
+
+    fn complete_checkpoint(&mut self) {
+        let Some(writing) = self.checkpointer.active.take() else { return };
+        probe::hit(Probe::CheckpointWritten);
+        self.checkpointer.stats.written += 1;
+        self.checkpointer.stats.bytes += writing.bytes;
+        self.allocator.end_checkpoint(&writing.extents, true);
+        self.allocator.add_checkpoint(CheckpointChain {
+            checkpoint: writing.number,
+            shards: self.shards.iter().map(|shard| shard.id.0).collect(),
+            extents: writing.extents,
+        });
+        self.end_checkpoint(writing.waiters);
+    }
+
+    fn end_checkpoint(&mut self, waiters: Vec<(usize, u64)>) {
+        for (at, token) in waiters {
+            self.sync(at, token);
+        }
+        if self.checkpointer.wanted {
+            // Somebody asked for another one meanwhile.
+            self.committer.force_flush();
+        }
+    }
+}

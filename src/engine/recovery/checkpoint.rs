@@ -1,0 +1,241 @@
+//! Loading checkpoints: each shard's index as it was, and from where on the log is to be read.
+//!
+//! Invariants:
+//! - A checkpoint counts in whole or not at all. One that does not costs time, never data.
+//! - Nothing of it is believed that the headers on the device contradict.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use super::read::read_tried;
+use super::resolve::Part;
+use super::survey::Survey;
+use crate::device::{Device, IoError};
+use crate::engine::allocator::CheckpointChain;
+use crate::engine::index::{Entry, HashIndex, Index, hash_key};
+use crate::engine::op::{BatchId, ShardId};
+use crate::format::FormatError;
+use crate::format::checkpoint::{
+    CheckpointHeader, ExtentSummary, IndexedRecord, Item, ShardPosition, decode_chunk, decode_items,
+};
+use crate::format::frame_ranges::FrameRanges;
+use crate::format::record::RecordType;
+use crate::format::superblock::Superblock;
+use crate::probe::{self, Probe};
+
+/// Bytes that are read at a time.
+const WINDOW_SIZE: usize = 4 << 20;
+
+/// One shard of a checkpoint.
+pub(super) struct Base {
+    pub(super) position: ShardPosition,
+    pub(super) extents: Vec<ExtentSummary>,
+    pub(super) retired: FrameRanges,
+    pub(super) commits: Vec<BatchId>,
+    pub(super) parts: Vec<(BatchId, Part)>,
+    pub(super) index: HashIndex,
+}
+
+impl Base {
+    fn new(position: ShardPosition) -> Base {
+        Base {
+            position,
+            extents: Vec::new(),
+            retired: FrameRanges::default(),
+            commits: Vec::new(),
+            parts: Vec::new(),
+            index: HashIndex::default(),
+        }
+    }
+
+    /// Whether the checkpoint has this very extent, and nothing of it need be read.
+    pub(super) fn covers(&self, extent: u32, epoch: u64) -> bool {
+        self.extents.iter().any(|one| one.extent == extent && one.epoch == epoch)
+    }
+}
+
+/// What a checkpoint has of one shard.
+pub struct ShardCheckpoint(pub(super) Base);
+
+/// The newest complete checkpoints of all shards.
+#[derive(Default)]
+pub struct Checkpoints {
+    bases: BTreeMap<u16, Base>,
+    /// Where they are.
+    pub chains: Vec<CheckpointChain>,
+    /// Bytes that were read.
+    pub bytes_read: u64,
+    /// Checkpoints that are not there in whole: torn by a crash, or damaged.
+    pub incomplete: u32,
+}
+
+impl Checkpoints {
+    /// Takes what there is of a shard.
+    pub fn take(&mut self, shard: ShardId) -> Option<ShardCheckpoint> {
+        self.bases.remove(&shard.0).map(ShardCheckpoint)
+    }
+
+    /// Shards with a checkpoint.
+    pub fn shard_count(&self) -> usize {
+        self.bases.len()
+    }
+}
+
+enum LoadError {
+    Io(IoError),
+    NotWhole,
+}
+
+impl From<FormatError> for LoadError {
+    fn from(_: FormatError) -> LoadError {
+        LoadError::NotWhole
+    }
+}
+
+/// Loads the newest complete checkpoint of every shard. `progress` is told bytes as they are read.
+pub fn load_checkpoints<D: Device>(
+    device: &mut D,
+    superblock: &Superblock,
+    survey: &Survey,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Checkpoints, IoError> {
+    let mut found: BTreeMap<u64, Vec<CheckpointHeader>> = BTreeMap::new();
+    for header in &survey.checkpoints {
+        found.entry(header.checkpoint).or_default().push(*header);
+    }
+    let mut out = Checkpoints::default();
+    for (checkpoint, mut headers) in found.into_iter().rev() {
+        headers.sort_by_key(|header| header.part);
+        let is_chain = headers.iter().enumerate().all(|(at, header)| header.part as usize == at);
+        let loaded = if is_chain {
+            load_chain(device, superblock, &headers, &mut |bytes| {
+                out.bytes_read += bytes;
+                progress(bytes);
+            })
+        } else {
+            Err(LoadError::NotWhole)
+        };
+        match loaded {
+            Ok(bases) => {
+                let mut shards = Vec::new();
+                for base in bases {
+                    let shard = base.position.shard.0;
+                    if shard < superblock.shard_count && !out.bases.contains_key(&shard) {
+                        out.bases.insert(shard, base);
+                        shards.push(shard);
+                    }
+                }
+                if !shards.is_empty() {
+                    let extents = headers.iter().map(|header| header.extent).collect();
+                    out.chains.push(CheckpointChain { checkpoint, shards, extents });
+                }
+            }
+            Err(LoadError::NotWhole) => {
+                probe::hit(Probe::CheckpointTorn);
+                out.incomplete += 1;
+            }
+            Err(LoadError::Io(error)) => return Err(error),
+        }
+        if out.bases.len() == usize::from(superblock.shard_count) {
+            break;
+        }
+    }
+    Ok(out)
+}
+
+fn load_chain<D: Device>(
+    device: &mut D,
+    superblock: &Superblock,
+    headers: &[CheckpointHeader],
+    progress: &mut dyn FnMut(u64),
+) -> Result<Vec<Base>, LoadError> {
+    let layout = superblock.layout;
+    let block = superblock.block_size as usize;
+    let mut bases = Vec::new();
+    let (mut entries, mut chunk) = (0, 0);
+    let mut ended = None;
+    for header in headers {
+        let place = header.place(&superblock.uuid, &superblock.secret);
+        let mut at = block as u64;
+        let mut window: Vec<u8> = Vec::new();
+        let mut window_end = at;
+        while ended.is_none() && at < layout.extent_size {
+            match decode_chunk(&window, chunk, place, at as u32, block) {
+                Ok((items, size)) => {
+                    decode_items(items, &mut |item| {
+                        if let Item::End(count) = item {
+                            ended = Some(count);
+                        }
+                        take(item, &mut bases, &mut entries, superblock)
+                    })?;
+                    window.drain(..size);
+                    at += size as u64;
+                    chunk += 1;
+                }
+                // The chunk is longer than what was read of it.
+                Err(FormatError::Short { .. }) if window_end < layout.extent_size => {
+                    let size = WINDOW_SIZE.min((layout.extent_size - window_end) as usize);
+                    let offset = layout.extent_offset(header.extent) + window_end;
+                    let bytes = read_tried(device, offset, size).map_err(LoadError::Io)?;
+                    window.extend_from_slice(&bytes.ok_or(LoadError::NotWhole)?);
+                    window_end += size as u64;
+                    progress(size as u64);
+                }
+                // The rest did not fit here: the chain's next extent goes on with this chunk.
+                Err(_) => break,
+            }
+        }
+    }
+    if ended != Some(entries) {
+        return Err(LoadError::NotWhole);
+    }
+    Ok(bases)
+}
+
+fn entry_of(record: &IndexedRecord<'_>) -> Entry {
+    Entry {
+        extent: record.extent,
+        offset: record.offset,
+        size: record.size,
+        value_size: record.value_size,
+        sequence: record.sequence,
+        expires_at_ms: record.expires_at_ms,
+        is_part: record.is_part,
+    }
+}
+
+fn take(
+    item: Item<'_>,
+    bases: &mut Vec<Base>,
+    entries: &mut u64,
+    superblock: &Superblock,
+) -> Result<(), FormatError> {
+    if let Item::Shard(position) = item {
+        bases.push(Base::new(position));
+        return Ok(());
+    }
+    if let Item::End(_) = item {
+        return Ok(());
+    }
+    let Some(base) = bases.last_mut() else {
+        return Err(FormatError::Field { what: "checkpoint", field: "first item", got: 0 });
+    };
+    match item {
+        Item::Shard(_) | Item::End(_) => {}
+        Item::Extent(summary) => base.extents.push(summary),
+        Item::Retired(first, last) => base.retired.insert(first, last),
+        Item::Commit((boot, number)) => base.commits.push(BatchId { boot, number }),
+        Item::Part((boot, number), coordinator, is_delete, record) => {
+            let kind = if is_delete { RecordType::Delete } else { RecordType::Put };
+            let part =
+                Part { kind, key: Bytes::copy_from_slice(record.key), entry: entry_of(&record), coordinator };
+            base.parts.push((BatchId { boot, number }, part));
+        }
+        Item::Entry(record) => {
+            *entries += 1;
+            base.index.insert(hash_key(&superblock.secret, record.key), record.key, entry_of(&record));
+        }
+    }
+    Ok(())
+}

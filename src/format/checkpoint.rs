@@ -1,0 +1,476 @@
+//! Checkpoints: a ready-to-load image of the indexes of some shards, with the log positions that they cover.
+//!
+//! A checkpoint is a chain of extents, each a header block and then chunks; a chunk holds whole items.
+//!
+//! ```text
+//! header block                                chunk, padded to the block with zeros
+//!    0  8  magic "BASALTcp"                      0  4  magic "CHNK"
+//!    8  4  checksum of the block                 4  4  checksum of the rest of the header and of the items
+//!   12  4  extent                               8  4  bytes of the items
+//!   16  8  epoch: unique to this life           12  4  zero
+//!   24  8  checkpoint: its number               16  8  number of the chunk, from 0 throughout the chain
+//!   32  4  part: place in the chain, from 0     24     items
+//!   36  8  boot that wrote it
+//!   44     zero to the end of the block
+//! ```
+//!
+//! Items, each a tag byte and its fields: a shard's position begins its section, then come the extents, retired frames, commit
+//! records, undecided parts and index entries of that shard, in any order; one end item closes the checkpoint.
+//!
+//! A checkpoint counts only when every chunk up to the end item is intact. It is disposable: the log gives the same.
+
+use super::slot::ShardId;
+use super::{FormatError, Place, Reader};
+
+/// `BASALTcp` as a little-endian number.
+pub const CHECKPOINT_MAGIC: u64 = u64::from_le_bytes(*b"BASALTcp");
+
+const CHUNK_MAGIC: u32 = u32::from_le_bytes(*b"CHNK");
+const WHAT: &str = "checkpoint header";
+const CHUNK: &str = "checkpoint chunk";
+const ITEM: &str = "checkpoint item";
+
+/// Bytes of a chunk before its items.
+pub const CHUNK_HEADER_SIZE: usize = 24;
+
+/// The first block of each of a checkpoint's extents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CheckpointHeader {
+    /// The extent's number.
+    pub extent: u32,
+    /// Unique to this life of the extent.
+    pub epoch: u64,
+    /// The checkpoint: later ones have higher numbers.
+    pub checkpoint: u64,
+    /// Place in the chain.
+    pub part: u32,
+    /// The start of the node that wrote it.
+    pub boot: u64,
+}
+
+impl CheckpointHeader {
+    fn checksum(uuid: &[u8; 16], secret: &[u8; 16], block: &[u8]) -> u32 {
+        let place = Place::new(uuid, secret, ShardId(u16::MAX), u32::MAX, u64::MAX - 1);
+        place.checksum(0, &[&block[..8], &block[12..]])
+    }
+
+    /// The header block.
+    pub fn encode(&self, uuid: &[u8; 16], secret: &[u8; 16], block_size: usize) -> Vec<u8> {
+        let mut out = Vec::with_capacity(block_size);
+        out.extend_from_slice(&CHECKPOINT_MAGIC.to_le_bytes());
+        out.extend_from_slice(&[0; 4]);
+        out.extend_from_slice(&self.extent.to_le_bytes());
+        out.extend_from_slice(&self.epoch.to_le_bytes());
+        out.extend_from_slice(&self.checkpoint.to_le_bytes());
+        out.extend_from_slice(&self.part.to_le_bytes());
+        out.extend_from_slice(&self.boot.to_le_bytes());
+        out.resize(block_size, 0);
+        let sum = Self::checksum(uuid, secret, &out);
+        out[8..12].copy_from_slice(&sum.to_le_bytes());
+        out
+    }
+
+    /// Reads the header block of extent number `extent`. A magic error means that there is none.
+    pub fn decode(
+        block: &[u8],
+        uuid: &[u8; 16],
+        secret: &[u8; 16],
+        extent: u32,
+    ) -> Result<CheckpointHeader, FormatError> {
+        let mut reader = Reader::new(WHAT, block);
+        let magic = reader.u64()?;
+        if magic != CHECKPOINT_MAGIC {
+            return Err(FormatError::Magic { what: WHAT, expected: CHECKPOINT_MAGIC, got: magic });
+        }
+        let stored = reader.u32()?;
+        let expected = Self::checksum(uuid, secret, block);
+        if stored != expected {
+            return Err(FormatError::Checksum { what: WHAT, expected, got: stored });
+        }
+        let number = reader.u32()?;
+        if number != extent {
+            return Err(FormatError::Field { what: WHAT, field: "extent number", got: u64::from(number) });
+        }
+        let header = CheckpointHeader {
+            extent,
+            epoch: reader.u64()?,
+            checkpoint: reader.u64()?,
+            part: reader.u32()?,
+            boot: reader.u64()?,
+        };
+        reader.zeros(block.len() - reader.position(), "reserved bytes")?;
+        Ok(header)
+    }
+
+    /// What the checksums of its chunks start from.
+    pub fn place(&self, uuid: &[u8; 16], secret: &[u8; 16]) -> Place {
+        Place::new(uuid, secret, ShardId(u16::MAX), self.extent, self.epoch)
+    }
+}
+
+/// A chunk of these items, whole blocks, to be written `offset` bytes into its extent.
+pub fn encode_chunk(items: &[u8], number: u64, place: Place, offset: u32, block_size: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity((CHUNK_HEADER_SIZE + items.len()).next_multiple_of(block_size));
+    out.extend_from_slice(&CHUNK_MAGIC.to_le_bytes());
+    out.extend_from_slice(&[0; 4]);
+    out.extend_from_slice(&(items.len() as u32).to_le_bytes());
+    out.extend_from_slice(&[0; 4]);
+    out.extend_from_slice(&number.to_le_bytes());
+    out.extend_from_slice(items);
+    let sum = place.checksum(offset, &[&out[..4], &out[8..]]);
+    out[4..8].copy_from_slice(&sum.to_le_bytes());
+    out.resize(out.len().next_multiple_of(block_size), 0);
+    out
+}
+
+/// Reads the chunk at the start of `bytes`: its items, and the bytes that it takes.
+pub fn decode_chunk(
+    bytes: &[u8],
+    number: u64,
+    place: Place,
+    offset: u32,
+    block_size: usize,
+) -> Result<(&[u8], usize), FormatError> {
+    let mut reader = Reader::new(CHUNK, bytes);
+    let magic = reader.u32()?;
+    if magic != CHUNK_MAGIC {
+        return Err(FormatError::Magic {
+            what: CHUNK,
+            expected: u64::from(CHUNK_MAGIC),
+            got: u64::from(magic),
+        });
+    }
+    let stored = reader.u32()?;
+    let size = reader.u32()? as usize;
+    reader.zeros(4, "reserved bytes")?;
+    let got = reader.u64()?;
+    let items = reader.take(size)?;
+    let expected = place.checksum(offset, &[&bytes[..4], &bytes[8..CHUNK_HEADER_SIZE + size]]);
+    if stored != expected {
+        return Err(FormatError::Checksum { what: CHUNK, expected, got: stored });
+    }
+    if got != number {
+        return Err(FormatError::Field { what: CHUNK, field: "number", got });
+    }
+    let end = reader.position().next_multiple_of(block_size);
+    reader.zeros(end - reader.position(), "padding")?;
+    Ok((items, end))
+}
+
+/// Where a shard's log was, and with it what begins the shard's section.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShardPosition {
+    /// The shard.
+    pub shard: ShardId,
+    /// The last frame that the section covers.
+    pub frame: u64,
+    /// The boot of that frame.
+    pub boot: u64,
+    /// The next sequence to be given.
+    pub next_sequence: u64,
+    /// The extent that was being filled, and the bytes from its start to the next frame.
+    pub open: Option<(u32, u32)>,
+    /// Nothing was in flight, and the node stopped: as long as no later start was, nothing follows.
+    pub clean: bool,
+}
+
+/// What is known of an extent of a shard's log without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExtentSummary {
+    /// The extent.
+    pub extent: u32,
+    /// Which of its lives.
+    pub epoch: u64,
+    /// Its first frame.
+    pub first_frame: u64,
+    /// Its last frame so far.
+    pub last_frame: u64,
+    /// Bytes from its start that are in use.
+    pub end: u64,
+    /// Bytes of records that may have to be kept although no key names them.
+    pub carry_bytes: u64,
+    /// Parts of batches among those.
+    pub carry_parts: u64,
+    /// A FLUSHALL is in it.
+    pub has_clear: bool,
+    /// It came from the reserve.
+    pub is_reserve: bool,
+}
+
+/// Where a key's newest record is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IndexedRecord<'a> {
+    /// The key.
+    pub key: &'a [u8],
+    /// The extent.
+    pub extent: u32,
+    /// Bytes from the extent's start.
+    pub offset: u32,
+    /// Bytes of the record.
+    pub size: u32,
+    /// Bytes of the value.
+    pub value_size: u32,
+    /// Its sequence.
+    pub sequence: u64,
+    /// Milliseconds since the Unix epoch, 0 for none.
+    pub expires_at_ms: u64,
+    /// It is a part of a batch.
+    pub is_part: bool,
+}
+
+/// A batch: the start of the node that numbered it, and its number.
+pub type BatchNumber = (u64, u64);
+
+/// What a checkpoint is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Item<'a> {
+    /// Begins a shard's section.
+    Shard(ShardPosition),
+    /// One of its extents.
+    Extent(ExtentSummary),
+    /// Frames that it does not need any more, both ends included.
+    Retired(u64, u64),
+    /// A batch that it decided and that other shards may still rest on.
+    Commit(BatchNumber),
+    /// A part of a batch that was not decided yet: its coordinator, and whether the key is deleted.
+    Part(BatchNumber, ShardId, bool, IndexedRecord<'a>),
+    /// A key.
+    Entry(IndexedRecord<'a>),
+    /// The end, with the number of keys in all.
+    End(u64),
+}
+
+fn encode_record(record: &IndexedRecord<'_>, out: &mut Vec<u8>) {
+    out.extend_from_slice(&(record.key.len() as u16).to_le_bytes());
+    out.push(u8::from(record.is_part));
+    for number in [record.extent, record.offset, record.size, record.value_size] {
+        out.extend_from_slice(&number.to_le_bytes());
+    }
+    out.extend_from_slice(&record.sequence.to_le_bytes());
+    out.extend_from_slice(&record.expires_at_ms.to_le_bytes());
+    out.extend_from_slice(record.key);
+}
+
+fn decode_record<'a>(reader: &mut Reader<'a>) -> Result<IndexedRecord<'a>, FormatError> {
+    let key_size = usize::from(reader.u16()?);
+    let is_part = decode_flag(reader)?;
+    Ok(IndexedRecord {
+        is_part,
+        extent: reader.u32()?,
+        offset: reader.u32()?,
+        size: reader.u32()?,
+        value_size: reader.u32()?,
+        sequence: reader.u64()?,
+        expires_at_ms: reader.u64()?,
+        key: reader.take(key_size)?,
+    })
+}
+
+fn decode_flag(reader: &mut Reader<'_>) -> Result<bool, FormatError> {
+    match reader.u8()? {
+        0 => Ok(false),
+        1 => Ok(true),
+        got => Err(FormatError::Field { what: ITEM, field: "flag", got: u64::from(got) }),
+    }
+}
+
+impl Item<'_> {
+    /// Appends it.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let mut numbers = |tag: u8, numbers: &[u64]| {
+            out.push(tag);
+            for number in numbers {
+                out.extend_from_slice(&number.to_le_bytes());
+            }
+        };
+        match self {
+            Item::Shard(position) => {
+                numbers(1, &[position.frame, position.boot, position.next_sequence]);
+                let (extent, end) = position.open.unwrap_or((u32::MAX, 0));
+                out.extend_from_slice(&extent.to_le_bytes());
+                out.extend_from_slice(&end.to_le_bytes());
+                out.extend_from_slice(&position.shard.0.to_le_bytes());
+                out.push(u8::from(position.clean));
+            }
+            Item::Extent(one) => {
+                let known = [one.epoch, one.first_frame, one.last_frame, one.end];
+                numbers(2, &known);
+                out.extend_from_slice(&one.carry_bytes.to_le_bytes());
+                out.extend_from_slice(&one.carry_parts.to_le_bytes());
+                out.extend_from_slice(&one.extent.to_le_bytes());
+                out.extend_from_slice(&[u8::from(one.has_clear), u8::from(one.is_reserve)]);
+            }
+            Item::Retired(first, last) => numbers(3, &[*first, *last]),
+            Item::Commit((boot, number)) => numbers(4, &[*boot, *number]),
+            Item::Part((boot, number), coordinator, is_delete, record) => {
+                numbers(5, &[*boot, *number]);
+                out.extend_from_slice(&coordinator.0.to_le_bytes());
+                out.push(u8::from(*is_delete));
+                encode_record(record, out);
+            }
+            Item::Entry(record) => {
+                out.push(6);
+                encode_record(record, out);
+            }
+            Item::End(count) => numbers(7, &[*count]),
+        }
+    }
+}
+
+/// Reads the items of a chunk, one after the other.
+pub fn decode_items<'a>(
+    bytes: &'a [u8],
+    take: &mut dyn FnMut(Item<'a>) -> Result<(), FormatError>,
+) -> Result<(), FormatError> {
+    let mut reader = Reader::new(ITEM, bytes);
+    while reader.position() < bytes.len() {
+        let reader = &mut reader;
+        let item = match reader.u8()? {
+            1 => {
+                let (frame, boot, next_sequence) = (reader.u64()?, reader.u64()?, reader.u64()?);
+                let (extent, end) = (reader.u32()?, reader.u32()?);
+                let open = (extent != u32::MAX).then_some((extent, end));
+                let shard = ShardId(reader.u16()?);
+                let clean = decode_flag(reader)?;
+                Item::Shard(ShardPosition { shard, frame, boot, next_sequence, open, clean })
+            }
+            2 => Item::Extent(ExtentSummary {
+                epoch: reader.u64()?,
+                first_frame: reader.u64()?,
+                last_frame: reader.u64()?,
+                end: reader.u64()?,
+                carry_bytes: reader.u64()?,
+                carry_parts: reader.u64()?,
+                extent: reader.u32()?,
+                has_clear: decode_flag(reader)?,
+                is_reserve: decode_flag(reader)?,
+            }),
+            3 => Item::Retired(reader.u64()?, reader.u64()?),
+            4 => Item::Commit((reader.u64()?, reader.u64()?)),
+            5 => {
+                let batch = (reader.u64()?, reader.u64()?);
+                let coordinator = ShardId(reader.u16()?);
+                let is_delete = decode_flag(reader)?;
+                Item::Part(batch, coordinator, is_delete, decode_record(reader)?)
+            }
+            6 => Item::Entry(decode_record(reader)?),
+            7 => Item::End(reader.u64()?),
+            tag => return Err(FormatError::Field { what: ITEM, field: "tag", got: u64::from(tag) }),
+        };
+        take(item)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEADER: CheckpointHeader =
+        CheckpointHeader { extent: 5, epoch: 0x0001_0000_0002, checkpoint: 9, part: 1, boot: 4 };
+
+    fn record(key: &[u8]) -> IndexedRecord<'_> {
+        IndexedRecord {
+            key,
+            extent: 3,
+            offset: 4096,
+            size: 77,
+            value_size: 50,
+            sequence: 1 << 40,
+            expires_at_ms: 12,
+            is_part: true,
+        }
+    }
+
+    fn items() -> Vec<Item<'static>> {
+        let position = ShardPosition {
+            shard: ShardId(2),
+            frame: 8,
+            boot: 3,
+            next_sequence: 99,
+            open: Some((3, 8192)),
+            clean: true,
+        };
+        vec![
+            Item::Shard(position),
+            Item::Shard(ShardPosition { open: None, clean: false, ..position }),
+            Item::Extent(ExtentSummary {
+                extent: 3,
+                epoch: 7,
+                first_frame: 1,
+                last_frame: 8,
+                end: 8192,
+                carry_bytes: 5,
+                carry_parts: 6,
+                has_clear: true,
+                is_reserve: false,
+            }),
+            Item::Retired(4, 6),
+            Item::Commit((3, 4)),
+            Item::Part((3, 5), ShardId(1), true, record(b"part")),
+            Item::Entry(record(b"")),
+            Item::Entry(record(b"key")),
+            Item::End(2),
+        ]
+    }
+
+    #[test]
+    fn headers_round_trip_and_any_flipped_bit_is_noticed() {
+        let block = HEADER.encode(&[1; 16], &[2; 16], 4096);
+        assert_eq!(CheckpointHeader::decode(&block, &[1; 16], &[2; 16], 5), Ok(HEADER));
+        for at in 0..block.len() {
+            let mut flipped = block.clone();
+            flipped[at] ^= 1 << (at % 8);
+            assert!(CheckpointHeader::decode(&flipped, &[1; 16], &[2; 16], 5).is_err(), "byte {at}");
+        }
+        assert!(CheckpointHeader::decode(&block, &[1; 16], &[2; 16], 6).is_err());
+        assert!(CheckpointHeader::decode(&block, &[9; 16], &[2; 16], 5).is_err());
+        assert!(CheckpointHeader::decode(&block[..40], &[1; 16], &[2; 16], 5).is_err());
+    }
+
+    #[test]
+    fn items_round_trip_through_a_chunk_and_any_flipped_bit_is_noticed() {
+        let mut bytes = Vec::new();
+        items().iter().for_each(|item| item.encode(&mut bytes));
+        let place = HEADER.place(&[1; 16], &[2; 16]);
+        let chunk = encode_chunk(&bytes, 7, place, 4096, 4096);
+        let (back, size) = decode_chunk(&chunk, 7, place, 4096, 4096).unwrap();
+        assert_eq!((back, size), (&bytes[..], chunk.len()));
+        let mut seen = Vec::new();
+        decode_items(back, &mut |item| {
+            seen.push(item);
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(seen, items());
+        for at in 0..chunk.len() {
+            let mut flipped = chunk.clone();
+            flipped[at] ^= 1 << (at % 8);
+            assert!(decode_chunk(&flipped, 7, place, 4096, 4096).is_err(), "byte {at}");
+        }
+        assert!(decode_chunk(&chunk, 8, place, 4096, 4096).is_err(), "another number");
+        assert!(decode_chunk(&chunk, 7, place, 8192, 4096).is_err(), "another place");
+    }
+
+    #[test]
+    fn bytes_that_are_no_items_are_refused_and_never_panic() {
+        let mut bytes = Vec::new();
+        items().iter().for_each(|item| item.encode(&mut bytes));
+        for cut in 0..bytes.len() {
+            let mut count = 0;
+            let whole = decode_items(&bytes[..cut], &mut |_| {
+                count += 1;
+                Ok(())
+            });
+            assert!(whole.is_err() || count < items().len(), "cut at {cut}");
+        }
+        for at in 0..bytes.len() {
+            for bit in 0..8 {
+                let mut flipped = bytes.clone();
+                flipped[at] ^= 1 << bit;
+                let _ = decode_items(&flipped, &mut |_| Ok(()));
+            }
+        }
+        assert!(decode_items(&[0], &mut |_| Ok(())).is_err());
+    }
+}
