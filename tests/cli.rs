@@ -34,7 +34,7 @@ fn help_names_every_command_and_option() {
     }
     let table: &[(&str, &[&str])] = &[
         ("serve", &["--device", "--engine", "--size", "--listen", "--cores", "--durability", "--config"]),
-        ("format", &["--device", "--size", "--force"]),
+        ("format", &["--device", "--size", "--force", "--quick"]),
         ("check", &["--device", "--json"]),
         ("device", &["list", "bind", "unbind", "identify"]),
         ("doctor", &["--json", "--spdk", "--directory"]),
@@ -216,6 +216,41 @@ fn a_config_file_gives_defaults_and_its_mistakes_are_named() {
     std::fs::remove_file(&config).unwrap();
     let failure = Node::try_start_in(directory.path(), &serve).expect_err("no config file");
     assert!(matches!(failure.code, Some(1 | 2)) && failure.stderr.contains("basalt.toml"), "{failure}");
+}
+
+/// Bytes from the start of a file to the first block that was never written.
+fn written_size(path: &Path) -> u64 {
+    let file = std::fs::File::open(path).unwrap();
+    // What is still on its way to the disk would count as written.
+    file.sync_all().unwrap();
+    rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(0)).unwrap()
+}
+
+#[test]
+fn format_writes_every_block_of_a_file_unless_it_is_to_be_quick() {
+    let directory = temp_dir();
+    const SIZE: u64 = 100 << 20;
+    let format = |name: &str, quick: bool| {
+        let path = directory.path().join(name);
+        let mut args = vec!["format", "--device", path_text(&path)];
+        if !path.exists() {
+            args.extend(["--size", "100MiB"]);
+        }
+        args.extend(quick.then_some("--quick"));
+        basalt(&args).expect_code(0, name);
+        basalt(&["check", "--device", path_text(&path)]).expect_code(0, name);
+        written_size(&path)
+    };
+    assert_eq!(format("whole.img", false), SIZE, "a file that was created");
+    let sparse = directory.path().join("sparse.img");
+    blank(&sparse, SIZE);
+    // Some file systems know nothing of holes: there a quick format can't be told from the other.
+    let knows_holes = written_size(&sparse) == 0;
+    assert_eq!(format("sparse.img", false), SIZE, "a file that was there");
+    blank(&directory.path().join("left.img"), SIZE);
+    for name in ["quick.img", "left.img"] {
+        assert_eq!(format(name, true) < SIZE, knows_holes, "{name}: a quick format writes little");
+    }
 }
 
 /// `format` refuses with exit code 3, names what is there, and leaves it as it was.

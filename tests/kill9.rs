@@ -103,18 +103,14 @@ fn always_keeps_every_acknowledged_write_spdk() {
     let target = Target::start(&[Backing::File { path, block_size: 4096 }]);
     let options = Options::controller(&target.transport_id(0));
     options.format(&[]).expect_code(0, "format");
-    kill_again_and_again(
-        &options,
-        "spdk",
-        count_from_env("BASALT_KILLS", 10).div_ceil(2).min(KILLS_PER_IMAGE),
-    );
+    kill_again_and_again(&options, "spdk", count_from_env("BASALT_KILLS", 10).div_ceil(2));
 }
 
 /// Under the other modes a kill may lose what was acknowledged within the window, and nothing before it; `close` ends the
 /// window in quiet. What a kill leaves is never half of a batch.
 fn run_window(mode: &str, close: impl Fn(&Node)) {
     let directory = temp_dir();
-    let options = Options::new(directory.path().join("window.img")).durability(mode).size("4GiB");
+    let options = Options::new(directory.path().join("window.img")).durability(mode).size("1GiB");
     let mut rng = Rng::from_env(mode);
     let mut load = Load::new(&mut rng, Promise::Window);
     for kill in 0..count_from_env("BASALT_KILLS", 4).min(20) {
@@ -181,7 +177,7 @@ fn never_loses_nothing_after_save() {
 fn a_clean_stop_under_load_loses_nothing_that_was_acknowledged() {
     for mode in ["always", "interval=60000", "bytes=1073741824", "never"] {
         let directory = temp_dir();
-        let options = Options::new(directory.path().join("stop.img")).durability(mode).size("4GiB");
+        let options = Options::new(directory.path().join("stop.img")).durability(mode).size("1GiB");
         let mut rng = Rng::from_env(mode);
         let mut load = Load::new(&mut rng, Promise::Acknowledged);
         for _ in 0..2 {

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::device_path::{self, AnyNamespace, OpenOptions, with_namespace};
+use super::progress::Progress;
 use super::{Exit, FormatArgs, fail, note, say};
 use crate::device::{Device, DeviceError, Namespace};
 use crate::engine::device_format::{self, FormatOptions};
@@ -40,6 +41,21 @@ pub(super) fn format(args: &FormatArgs) -> Exit {
 
 type Failure = (Exit, String);
 
+/// What a device is to become.
+pub(super) struct NewDevice<'a> {
+    shard_count: u16,
+    label: &'a str,
+    /// Write zeros to every block first. A block of a file that was only allocated costs its file system a journal commit when
+    /// it is first written, in the flush that a client waits for.
+    is_written: bool,
+}
+
+impl FormatArgs {
+    fn new_device(&self) -> NewDevice<'_> {
+        NewDevice { shard_count: self.shards, label: &self.label, is_written: !self.quick }
+    }
+}
+
 fn device_failure(error: &DeviceError) -> Failure {
     let exit = if matches!(error, DeviceError::InUse { .. }) { Exit::Refused } else { Exit::Failed };
     (exit, error.to_string())
@@ -50,7 +66,7 @@ fn format_device(args: &FormatArgs) -> Result<(Superblock, &'static str), Failur
     let is_controller = device_path::transport_id(path).is_some();
     if !path.exists() && !is_controller {
         let size = args.size.unwrap_or(SIZE_DEFAULT);
-        return create(path, size, args.shards, &args.label).map_err(|text| (Exit::Failed, text));
+        return create(path, size, &args.new_device()).map_err(|text| (Exit::Failed, text));
     }
     let options = OpenOptions { spdk: Some(&args.spdk), queue_count: 1, ..OpenOptions::default() };
     let namespace = device_path::open(path, options).map_err(|error| device_failure(&error))?;
@@ -87,25 +103,30 @@ fn format_device(args: &FormatArgs) -> Result<(Superblock, &'static str), Failur
         for one in &found {
             note(format!("overwriting {one}"));
         }
-        write(namespace, args.shards, &args.label).map_err(|text| (Exit::Failed, format!("{}: {text}", path.display())))
+        // Blocks of a drive are the drive's own matter.
+        let new = NewDevice { is_written: !args.quick && path.is_file(), ..args.new_device() };
+        write(namespace, &new).map_err(|text| (Exit::Failed, format!("{}: {text}", path.display())))
     })
 }
 
-fn write<N: Namespace>(
-    namespace: &N,
-    shard_count: u16,
-    label: &str,
-) -> Result<(Superblock, &'static str), String> {
+fn write<N: Namespace>(namespace: &N, new: &NewDevice<'_>) -> Result<(Superblock, &'static str), String> {
     let mut queue = namespace.open_queue().map_err(|error| error.to_string())?;
+    if new.is_written {
+        let size = queue.geometry().size();
+        let mut progress = Progress::new("writing every block once");
+        let zeroed = device_format::zero_all(&mut queue, &mut |done| progress.show(done, size));
+        progress.end();
+        zeroed.map_err(|error| error.to_string())?;
+    }
     let options = FormatOptions {
-        shard_count,
+        shard_count: new.shard_count,
         uuid: *uuid::Uuid::new_v4().as_bytes(),
         // Version and variant bits are fixed in one UUID, so the secret is mixed from two.
         secret: std::array::from_fn({
             let (a, b) = (*uuid::Uuid::new_v4().as_bytes(), *uuid::Uuid::new_v4().as_bytes());
             move |at| a[at] ^ b[at].rotate_left(3)
         }),
-        label: label.to_owned(),
+        label: new.label.to_owned(),
     };
     let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
     let clock = Clock { unix_ms, monotonic_us: 0 };
@@ -118,8 +139,7 @@ fn write<N: Namespace>(
 pub(super) fn create(
     path: &Path,
     size: u64,
-    shard_count: u16,
-    label: &str,
+    new: &NewDevice<'_>,
 ) -> Result<(Superblock, &'static str), String> {
     let unfinished = device_path::unfinished(path);
     if unfinished.is_file() {
@@ -127,7 +147,7 @@ pub(super) fn create(
             format!("cannot remove {}, left by an earlier start: {error}", unfinished.display())
         })?;
     }
-    let result = create_as(&unfinished, path, size, shard_count, label);
+    let result = create_as(&unfinished, path, size, new);
     if result.is_err() {
         // Whatever was made is of no use to anyone; the error that is reported is the first one.
         let _ = std::fs::remove_file(&unfinished);
@@ -139,13 +159,12 @@ fn create_as(
     unfinished: &Path,
     path: &Path,
     size: u64,
-    shard_count: u16,
-    label: &str,
+    new: &NewDevice<'_>,
 ) -> Result<(Superblock, &'static str), String> {
     let namespace: AnyNamespace =
         device_path::open(unfinished, OpenOptions { create_size: Some(size), ..OpenOptions::default() })
             .map_err(|error| error.to_string())?;
-    let made = with_namespace!(&namespace, namespace => write(namespace, shard_count, label))
+    let made = with_namespace!(&namespace, namespace => write(namespace, new))
         .map_err(|text| format!("{}: {text}", path.display()))?;
     drop(namespace);
     let failed = |error: std::io::Error| format!("cannot put {} in its place: {error}", path.display());
@@ -167,5 +186,6 @@ fn create_as(
 
 /// Creates the device that `serve` was asked for.
 pub(super) fn create_for_serve(path: &Path, size: u64) -> Result<(), String> {
-    create(path, size, SHARD_COUNT_DEFAULT, "").map(|_| ())
+    let new = NewDevice { shard_count: SHARD_COUNT_DEFAULT, label: "", is_written: true };
+    create(path, size, &new).map(|_| ())
 }

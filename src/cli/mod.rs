@@ -155,6 +155,9 @@ struct FormatArgs {
     /// A name for the device, up to 32 bytes
     #[arg(long, value_name = "NAME", default_value = "")]
     label: String,
+    /// Leave the blocks of a file unwritten: formats at once, but the first write to each block takes longer
+    #[arg(long)]
+    quick: bool,
     /// Format although there is data on it. All of it is lost.
     #[arg(long)]
     force: bool,

@@ -139,6 +139,22 @@ pub fn zero_many<D: Device>(device: &mut D, offsets: &[u64], size: usize) -> Res
     )
 }
 
+/// Writes zeros from `offset` on; offset and size are multiples of the block size. Not durable before a flush.
+pub fn zero<D: Device>(device: &mut D, offset: u64, size: u64) -> Result<(), IoError> {
+    let piece = piece_size(device) as u64;
+    run(
+        device,
+        size.div_ceil(piece) as usize,
+        |device, i| {
+            let at = i as u64 * piece;
+            let mut buf = device.allocate(piece.min(size - at) as usize)?;
+            buf.fill(0);
+            Some(IoOp::Write { offset: offset + at, buf, fua: false })
+        },
+        |_, _| {},
+    )
+}
+
 /// Makes everything written so far durable.
 pub fn flush<D: Device>(device: &mut D) -> Result<(), IoError> {
     if !device.geometry().volatile_cache {

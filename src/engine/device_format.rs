@@ -56,6 +56,31 @@ pub enum OpenError {
 /// Blocks of the log are at least this large, so that an image opens on devices of either common block size.
 const LOG_BLOCK_SIZE_MIN: u32 = 4096;
 
+/// Writes zeros where superblocks and partition tables stand.
+fn zero_ends<D: Device>(device: &mut D) -> Result<(), IoError> {
+    let (size, block) =
+        (device.geometry().size(), u64::from(device.geometry().block_size.max(LOG_BLOCK_SIZE_MIN)));
+    for at in [0, size - EXTENTS_OFFSET.min(size)].map(|at| at / block * block) {
+        blocking::zero(device, at, EXTENTS_OFFSET.min(size - at) / block * block)?;
+    }
+    blocking::flush(device)
+}
+
+/// Bytes between two words of progress.
+const ZERO_STEP: u64 = 64 << 20;
+
+/// Writes zeros over the whole device; `progress` is told how many bytes are done. What had superblocks has none from the
+/// beginning on, so that no crash leaves a device without its data.
+pub fn zero_all<D: Device>(device: &mut D, progress: &mut dyn FnMut(u64)) -> Result<(), IoError> {
+    zero_ends(device)?;
+    let size = device.geometry().size();
+    for at in (0..size).step_by(ZERO_STEP as usize) {
+        blocking::zero(device, at, ZERO_STEP.min(size - at))?;
+        progress(size.min(at + ZERO_STEP));
+    }
+    blocking::flush(device)
+}
+
 /// Formats a device: partition table, empty extents, superblocks, in that order, so that a crash before the end leaves
 /// none. Whatever was there is gone.
 pub fn format<D: Device>(
@@ -68,13 +93,7 @@ pub fn format<D: Device>(
     let layout = layout::choose(size, options.shard_count)?;
     let block_size = geometry.block_size.max(LOG_BLOCK_SIZE_MIN);
     // First of all no old superblock is left, then no old extent header.
-    let ends =
-        [0, size - EXTENTS_OFFSET.min(size)].map(|at| at / u64::from(block_size) * u64::from(block_size));
-    for at in ends {
-        let length = (EXTENTS_OFFSET.min(size - at) / u64::from(block_size) * u64::from(block_size)) as usize;
-        blocking::write(device, at, &vec![0; length])?;
-    }
-    blocking::flush(device)?;
+    zero_ends(device)?;
     let headers: Vec<u64> = (0..layout.extent_count).map(|extent| layout.extent_offset(extent)).collect();
     blocking::zero_many(device, &headers, block_size as usize)?;
     let table = gpt::encode(&options.uuid, size, geometry.partition_block_size);

@@ -58,10 +58,56 @@ pub trait Index {
     fn scan(&self, cursor: u64, count: usize, visit: &mut dyn FnMut(&[u8], &Entry)) -> u64;
 }
 
+/// Bytes of a key that its slot holds itself.
+const SHORT_KEY_SIZE_MAX: usize = 22;
+
+/// A key. Following a pointer to compare it would be one more miss of the processor's cache in each look-up.
+enum StoredKey {
+    Short { size: u8, bytes: [u8; SHORT_KEY_SIZE_MAX] },
+    Long(Box<[u8]>),
+}
+
+// As much as the box takes alone, but for its alignment.
+const _: () = assert!(std::mem::size_of::<StoredKey>() == 24);
+
+impl StoredKey {
+    fn new(key: &[u8]) -> StoredKey {
+        let mut bytes = [0; SHORT_KEY_SIZE_MAX];
+        match bytes.get_mut(..key.len()) {
+            Some(start) => {
+                start.copy_from_slice(key);
+                StoredKey::Short { size: key.len() as u8, bytes }
+            }
+            None => StoredKey::Long(key.into()),
+        }
+    }
+
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            StoredKey::Short { size, bytes } => &bytes[..usize::from(*size)],
+            StoredKey::Long(key) => key,
+        }
+    }
+
+    /// Bytes of memory beside the slot.
+    fn heap_size(&self) -> usize {
+        match self {
+            StoredKey::Short { .. } => 0,
+            StoredKey::Long(key) => allocated(key.len()),
+        }
+    }
+}
+
 struct Slot {
     hash: u64,
-    key: Box<[u8]>,
+    key: StoredKey,
     entry: Entry,
+}
+
+impl Slot {
+    fn is_of(&self, hash: u64, key: &[u8]) -> bool {
+        self.hash == hash && self.key.as_slice() == key
+    }
 }
 
 /// Keys per bucket, on average, at which the buckets double.
@@ -108,7 +154,7 @@ impl HashIndex {
         let mut buckets = empty_buckets(self.bits);
         let mut slots_size = 0;
         for slot in self.buckets.drain(..).flatten() {
-            slots_size += allocated(slot.key.len());
+            slots_size += slot.key.heap_size();
             buckets[(slot.hash >> (64 - self.bits)) as usize].push(slot);
         }
         self.slots_size = slots_size + buckets.iter().map(bucket_size).sum::<usize>();
@@ -119,18 +165,20 @@ impl HashIndex {
 impl Index for HashIndex {
     fn get(&self, hash: u64, key: &[u8]) -> Option<&Entry> {
         let bucket = &self.buckets[self.bucket(hash)];
-        bucket.iter().find(|slot| slot.hash == hash && *slot.key == *key).map(|slot| &slot.entry)
+        bucket.iter().find(|slot| slot.is_of(hash, key)).map(|slot| &slot.entry)
     }
 
     fn insert(&mut self, hash: u64, key: &[u8], entry: Entry) -> Option<Entry> {
         let at = self.bucket(hash);
         let bucket = &mut self.buckets[at];
-        if let Some(slot) = bucket.iter_mut().find(|slot| slot.hash == hash && *slot.key == *key) {
+        if let Some(slot) = bucket.iter_mut().find(|slot| slot.is_of(hash, key)) {
             return Some(std::mem::replace(&mut slot.entry, entry));
         }
         self.slots_size -= bucket_size(bucket);
-        bucket.push(Slot { hash, key: key.into(), entry });
-        self.slots_size += bucket_size(bucket) + allocated(key.len());
+        let key = StoredKey::new(key);
+        self.slots_size += key.heap_size();
+        bucket.push(Slot { hash, key, entry });
+        self.slots_size += bucket_size(bucket);
         self.len += 1;
         // 2^48 buckets are more than memory holds; the bound keeps the low bits of cursors zero.
         if self.len > BUCKET_LOAD_MAX << self.bits && self.bits < 48 {
@@ -142,10 +190,11 @@ impl Index for HashIndex {
     fn remove(&mut self, hash: u64, key: &[u8]) -> Option<Entry> {
         let at = self.bucket(hash);
         let bucket = &mut self.buckets[at];
-        let found = bucket.iter().position(|slot| slot.hash == hash && *slot.key == *key)?;
+        let found = bucket.iter().position(|slot| slot.is_of(hash, key))?;
         self.len -= 1;
-        self.slots_size -= allocated(key.len());
-        Some(bucket.swap_remove(found).entry)
+        let slot = bucket.swap_remove(found);
+        self.slots_size -= slot.key.heap_size();
+        Some(slot.entry)
     }
 
     fn len(&self) -> u64 {
@@ -180,7 +229,7 @@ impl Index for HashIndex {
         for (at, bucket) in self.buckets.iter().enumerate().skip(first) {
             // The first bucket may have been split from one that an earlier call visited in part of its range.
             for slot in bucket.iter().filter(|slot| slot.hash >= cursor) {
-                visit(&slot.key, &slot.entry);
+                visit(slot.key.as_slice(), &slot.entry);
                 visited += 1;
             }
             // Empty buckets count a little, so that a sparse index can't hold its thread for long.
@@ -204,6 +253,30 @@ mod tests {
 
     fn key(i: u32) -> Vec<u8> {
         format!("key:{i}").into_bytes()
+    }
+
+    #[test]
+    fn keys_of_every_length_are_kept_whole() {
+        let mut index = HashIndex::default();
+        let keys: Vec<Vec<u8>> = (0..100).map(|size| vec![b'k'; size]).collect();
+        for (at, key) in keys.iter().enumerate() {
+            // All in one bucket, each the beginning of the next.
+            assert_eq!(index.insert(1, key, entry(at as u64)), None);
+        }
+        let empty_size = HashIndex::default().heap_size();
+        for (at, key) in keys.iter().enumerate() {
+            assert_eq!(index.get(1, key), Some(&entry(at as u64)));
+        }
+        let mut seen = Vec::new();
+        assert_eq!(index.scan(0, 1_000, &mut |key, _| seen.push(key.to_vec())), 0);
+        assert_eq!(seen, keys);
+        for (at, key) in keys.iter().enumerate() {
+            assert_eq!(index.remove(1, key), Some(entry(at as u64)));
+        }
+        // Slots stay allocated; what long keys took is given back.
+        let slots: usize = index.buckets.iter().map(bucket_size).sum();
+        assert_eq!(index.slots_size, slots);
+        assert!(index.heap_size() > empty_size);
     }
 
     #[test]
