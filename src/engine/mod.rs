@@ -23,6 +23,7 @@ pub mod durability;
 mod extents;
 pub mod gc;
 pub mod index;
+pub mod inspect;
 mod io_queue;
 mod log;
 pub mod memory;
@@ -30,6 +31,7 @@ pub mod op;
 mod operations;
 mod reads;
 pub mod recovery;
+pub mod salvage;
 mod shard;
 
 use std::collections::VecDeque;

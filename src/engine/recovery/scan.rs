@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
+
 use super::frames::{FrameRead, frame_at, read_frame, salvage};
+use super::history::History;
 use super::read::{Extent, reread};
 use super::resolve::{Doubt, ScannedShard};
 use super::{Damage, TornTail};
@@ -29,6 +32,18 @@ pub fn scan_shard<D: Device>(
     chain: &[ExtentHeader],
     progress: &mut dyn FnMut(u64),
 ) -> Result<ScannedShard, IoError> {
+    scan_shard_watching(device, superblock, id, chain, &BTreeSet::new(), progress)
+}
+
+/// The same, and takes note of every record of some keys.
+pub fn scan_shard_watching<D: Device>(
+    device: &mut D,
+    superblock: &Superblock,
+    id: ShardId,
+    chain: &[ExtentHeader],
+    watched: &BTreeSet<Bytes>,
+    progress: &mut dyn FnMut(u64),
+) -> Result<ScannedShard, IoError> {
     let mut kept = None;
     let mut tries = 0;
     for header in chain.iter().rev() {
@@ -39,14 +54,14 @@ pub fn scan_shard<D: Device>(
         for (frame, retired) in found {
             probe::hit_if(tries > 0, Probe::OlderRetirementTaken);
             tries += 1;
-            let scanned = scan_with(device, superblock, id, chain, &retired, &mut kept, progress)?;
+            let scanned = scan_with(device, superblock, id, (chain, watched), &retired, &mut kept, progress)?;
             // Numbers of frames that were torn off come again, hence both.
             if scanned.retired == (frame, retired) {
                 return Ok(scanned);
             }
         }
     }
-    scan_with(device, superblock, id, chain, &FrameRanges::default(), &mut kept, progress)
+    scan_with(device, superblock, id, (chain, watched), &FrameRanges::default(), &mut kept, progress)
 }
 
 /// What the frames of an extent say is retired, each with its number, the newest first.
@@ -78,12 +93,13 @@ fn scan_with<D: Device>(
     device: &mut D,
     superblock: &Superblock,
     id: ShardId,
-    chain: &[ExtentHeader],
+    (chain, watched): (&[ExtentHeader], &BTreeSet<Bytes>),
     retired: &FrameRanges,
     kept: &mut Option<(u32, Extent)>,
     progress: &mut dyn FnMut(u64),
 ) -> Result<ScannedShard, IoError> {
     let mut scan = Scan::new(superblock, id, retired);
+    scan.out.history = History::of(watched.clone());
     for header in chain.iter().filter(|header| !retired.contains(header.first_frame)) {
         let Extent { bytes, unreadable } = match kept.take_if(|(number, _)| *number == header.extent) {
             Some((_, extent)) => extent,
@@ -138,6 +154,7 @@ impl<'a> Scan<'a> {
             last_boot: 0,
             last_sequence: 0,
             clean: false,
+            history: History::default(),
         };
         let mut scan = Scan {
             superblock,
