@@ -8,10 +8,12 @@ mod config_file;
 mod device;
 mod device_path;
 mod doctor;
+mod dump;
 mod export;
 mod format;
 mod inspect;
 mod memory;
+mod node_client;
 mod progress;
 mod salvage;
 mod serve;
@@ -47,6 +49,10 @@ enum Command {
     /// Export everything that can be read of a device, damaged or not, to be loaded with `redis-cli --pipe` or `basalt restore`:
     /// exit code 0 everything, 4 something was lost or is in doubt, 8 could not run. Writes nothing to the device.
     Salvage(SalvageArgs),
+    /// Save all keys of a running node, as they are at one moment, to a file for `restore` or `redis-cli --pipe`.
+    Dump(dump::DumpArgs),
+    /// Load a file that `dump` or `salvage` wrote into a running node.
+    Restore(dump::RestoreArgs),
     /// Show what is on a device that is not served: superblock, extents, one extent's records, one key's records.
     Inspect(inspect::InspectArgs),
     /// NVMe controllers: show them, give them to user space and back.
@@ -216,6 +222,8 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Format(args) => format::format(&args),
         Command::Check(args) => check::check(&args),
         Command::Salvage(args) => salvage::salvage(&args),
+        Command::Dump(args) => dump::dump(&args),
+        Command::Restore(args) => dump::restore(&args),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Device(args) => device::device(&args),
         Command::Doctor(args) => doctor::doctor(&args),

@@ -26,6 +26,15 @@ impl Progress {
 
     /// Bytes done and to do.
     pub(super) fn show(&mut self, done: u64, total: u64) {
+        self.show_as(done, total, &size::show);
+    }
+
+    /// Things done and to do.
+    pub(super) fn show_count(&mut self, done: u64, total: u64, what: &str) {
+        self.show_as(done, total, &|count| format!("{count} {what}"));
+    }
+
+    fn show_as(&mut self, done: u64, total: u64, text_of: &dyn Fn(u64) -> String) {
         let elapsed = self.started.elapsed();
         let interval = INTERVALS[usize::from(!self.is_terminal)];
         if elapsed < QUIET || self.shown.is_some_and(|shown| shown.elapsed() < interval) {
@@ -42,8 +51,8 @@ impl Progress {
         let text = format!(
             "basalt: {}: {} of {} ({percent:.0} %){left}",
             self.what,
-            size::show(done),
-            size::show(total)
+            text_of(done),
+            text_of(total)
         );
         let mut out = std::io::stderr().lock();
         let _ = if self.is_terminal { write!(out, "\r\x1b[K{text}") } else { writeln!(out, "{text}") };

@@ -99,7 +99,7 @@ pub(super) fn begin(to: &Path, force: bool) -> Result<Export, (Exit, String)> {
 }
 
 /// The summary goes where the data does not.
-fn tell(data_on_stdout: bool, text: impl std::fmt::Display) {
+pub(super) fn tell(data_on_stdout: bool, text: impl std::fmt::Display) {
     if data_on_stdout { note(text) } else { say(text) }
 }
 

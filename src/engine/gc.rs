@@ -671,7 +671,7 @@ impl<D: Device> Engine<D> {
         let shard = &mut self.shards[at];
         for number in retired {
             let is_read = self.reads.iter().any(|(_, job)| job.is_of(at, number));
-            if is_read {
+            if is_read || shard.is_pinned(number) {
                 continue;
             }
             let Some(one) = shard.extents.remove(number) else { continue };

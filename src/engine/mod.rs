@@ -19,6 +19,7 @@ pub mod check;
 pub mod clear;
 mod commit;
 pub mod device_format;
+pub mod dump;
 pub mod durability;
 mod extents;
 pub mod gc;
@@ -369,6 +370,7 @@ impl<D: Device> Engine<D> {
         }
         self.finished = finished;
         self.abandon_holds(clock);
+        self.check_pins();
         for at in 0..self.shards.len() {
             if !self.shards[at].gate.is_empty() {
                 self.open_gate(at, clock);

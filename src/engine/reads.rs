@@ -28,6 +28,13 @@ pub(super) enum ReadFor {
         /// Which key.
         index: usize,
     },
+    /// One of the keys of a pin.
+    Pin {
+        /// Its operation's id.
+        operation: usize,
+        /// Which key.
+        index: usize,
+    },
 }
 
 /// A record on its way from the device.
@@ -149,7 +156,10 @@ impl<D: Device> Engine<D> {
         drop(buf);
         let job = self.reads.remove(id);
         self.reads_size -= job.size;
-        if let Ok(value) = &result {
+        // What a dump reads is not what clients read.
+        if let Ok(value) = &result
+            && !matches!(job.to, ReadFor::Pin { .. })
+        {
             let shard = &self.shards[job.shard];
             self.cache.insert(shard.hash(&job.key), shard.id, job.entry.sequence, value);
         }
@@ -157,6 +167,7 @@ impl<D: Device> Engine<D> {
         match job.to {
             ReadFor::Key(operation) => self.on_key_read(operation, result, clock),
             ReadFor::Lock { operation, index } => self.on_lock_read(operation, index, result),
+            ReadFor::Pin { operation, index } => self.on_pin_read(operation, index, result),
         }
     }
 

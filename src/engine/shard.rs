@@ -7,6 +7,7 @@
 //! - A key is in the pending set exactly while its newest record's frame is not written.
 //! - An operation that must wait between reading a key and writing it holds the key; whoever comes next waits in line.
 
+mod pin;
 #[cfg(test)]
 mod tests;
 
@@ -29,6 +30,10 @@ use crate::format::record::{Record, RecordType};
 use crate::format::superblock::Superblock;
 use crate::limits::KEY_SIZE_MAX;
 use crate::probe::{self, Probe};
+
+use pin::Pin;
+
+pub(super) use pin::Before;
 
 /// Hashes keys with the device's secret: no randomness of the process, no collisions that clients could choose.
 #[derive(Clone, Copy)]
@@ -167,6 +172,8 @@ pub(super) struct Shard {
     pub(super) clean: bool,
     /// What can't be said because records were lost.
     doubt: Doubt,
+    /// The shard as it was at one moment, for a dump.
+    pin: Option<Box<Pin>>,
 }
 
 impl Shard {
@@ -215,6 +222,7 @@ impl Shard {
             unknown_all: false,
             clean: state.clean,
             doubt: state.doubt,
+            pin: None,
             superblock,
         }
     }
@@ -247,7 +255,7 @@ impl Shard {
         const EXPIRY_SIZE: usize = 128;
         let index = self.index.heap_size();
         let key_size = index / (self.index.len() as usize).max(1);
-        index + self.expiries.len() * (EXPIRY_SIZE + key_size.min(KEY_SIZE_MAX))
+        index + self.expiries.len() * (EXPIRY_SIZE + key_size.min(KEY_SIZE_MAX)) + self.pin_size()
     }
 
     /// Bytes of memory of what is on its way to the device.
@@ -421,6 +429,7 @@ impl Shard {
             self.doubt.known_absent.insert(key.clone());
         }
         let hash = self.hash(&key);
+        self.note_before(&key, hash);
         let before = match self.pending.get(&key) {
             Some(pending) => (pending.value.is_some() && !pending.reaped).then_some(pending.expires_at_ms),
             None => self.index.get(hash, &key).map(|entry| entry.expires_at_ms),
@@ -562,6 +571,7 @@ impl Shard {
                 self.touch(&key);
             }
         }
+        self.lose_pin("a FLUSHALL came in between");
         self.index.clear();
         self.extents.on_clear();
         self.pending.clear();
@@ -574,6 +584,7 @@ impl Shard {
 
     /// After a failed write or flush: what was pending may or may not be there after a restart.
     pub(super) fn poison(&mut self) {
+        self.lose_pin("the device failed a write");
         let pending: Vec<(Key, Pending)> = self.pending.drain().collect();
         for (key, pending) in pending {
             if pending.value.is_some() && !pending.reaped {

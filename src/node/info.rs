@@ -100,6 +100,7 @@ fn section_fields(shared: &Shared, section: &str) -> Vec<(&'static str, String)>
             ("groups_committed", figure(|f| &f.groups)),
             ("flushes", figure(|f| &f.flushes)),
             ("records_appended", figure(|f| &f.records)),
+            ("dump_in_progress", u8::from(shared.dump_running.load(Ordering::Relaxed)).to_string()),
         ],
         "stats" => {
             let commands = shared.sum(|f| &f.commands);

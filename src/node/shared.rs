@@ -100,6 +100,8 @@ pub struct Shared {
     pub quiet_count: AtomicUsize,
     /// When everything was last made durable on request, seconds since the Unix epoch.
     pub last_save_s: AtomicU64,
+    /// Somebody makes a dump.
+    pub dump_running: AtomicBool,
     /// Something went wrong that whoever waits for the node must hear of.
     pub failed: AtomicBool,
     /// Command count when CONFIG RESETSTAT was last used.
@@ -130,6 +132,7 @@ impl Shared {
             figures: config.cores.iter().map(|_| Figures::default()).collect(),
             quiet_count: AtomicUsize::new(0),
             last_save_s: AtomicU64::new(unix_ms() / 1_000),
+            dump_running: AtomicBool::new(false),
             failed: AtomicBool::new(false),
             commands_at_reset: AtomicU64::new(0),
             durability: Mutex::new(config.durability),
