@@ -62,6 +62,9 @@ pub const SCAN_STEP_MAX: usize = 512;
 /// bring as arguments.
 pub const BATCH_VALUES_SIZE_MAX: u64 = 64 << 20;
 
+/// Bytes a second that a node reads again to find damage: a terabyte in a day and a half.
+pub const SCRUB_RATE_DEFAULT: u64 = 8 << 20;
+
 /// Keys that one step of a dump reads.
 pub const DUMP_KEYS_MAX: usize = 256;
 

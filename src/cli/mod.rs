@@ -115,6 +115,9 @@ struct ServeArgs {
     /// a quarter of the machine's memory, or of what this process's control group may have]
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     memory: Option<u64>,
+    /// Bytes a second that are read again to find damage; 0 for none [default: 8MiB]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    scrub_rate: Option<u64>,
     /// Listen on an address that other machines can reach, although any client may read and write everything.
     #[arg(long)]
     allow_remote_clients: bool,

@@ -30,6 +30,8 @@ pub(super) enum Purpose {
     Flush,
     /// A piece of an extent that is being collected.
     Collect,
+    /// A piece of an extent that is read again.
+    Scrub,
 }
 
 enum Command {

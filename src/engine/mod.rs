@@ -33,6 +33,7 @@ mod operations;
 mod reads;
 pub mod recovery;
 pub mod salvage;
+pub mod scrub;
 mod shard;
 
 use std::collections::VecDeque;
@@ -55,6 +56,7 @@ use memory::MemoryBudget;
 use op::{Answer, Clock, HoldId, OpError, ShardId, ShardOp};
 use operations::{BatchHold, Operation};
 use reads::ReadJob;
+use scrub::{ScrubStats, Scrubber};
 use shard::Shard;
 pub use shard::ShardState;
 
@@ -89,6 +91,8 @@ pub struct EngineStats {
     pub extents_left: u64,
     /// What garbage collection did.
     pub gc: GcStats,
+    /// What the scrubber found.
+    pub scrub: ScrubStats,
     /// Reads that the cache answered.
     pub cache_hits: u64,
     /// Reads that it could not answer.
@@ -121,6 +125,7 @@ pub struct Engine<D> {
     batch_values_size: u64,
     committer: Committer,
     collector: Collector,
+    scrubber: Scrubber,
     /// When operations that wait for room were last tried again.
     stalled_tried_us: u64,
     value_size_max: u64,
@@ -168,6 +173,7 @@ impl<D: Device> Engine<D> {
             batch_values_size: 0,
             committer: Committer::new(durability),
             collector: Collector::new(),
+            scrubber: Scrubber::default(),
             stalled_tried_us: 0,
             answers: Vec::new(),
             abandoned: Vec::new(),
@@ -288,6 +294,7 @@ impl<D: Device> Engine<D> {
             flushes: self.queue.flush_count,
             groups: self.committer.group_count(),
             gc: self.collector.stats,
+            scrub: self.scrubber.stats,
             cache_hits: self.cache.counts().0,
             cache_misses: self.cache.counts().1,
             ..self.stats
@@ -308,7 +315,7 @@ impl<D: Device> Engine<D> {
             let left_ms = at.saturating_add(1).saturating_sub(clock.unix_ms).max(1);
             clock.monotonic_us.saturating_add(left_ms.saturating_mul(1_000))
         });
-        commit.into_iter().chain(expiry).chain(self.collect_deadline_us()).min()
+        commit.into_iter().chain(expiry).chain(self.collect_deadline_us()).chain(self.scrub_deadline_us()).min()
     }
 
     /// Takes an operation. Its answer comes from `poll`, with `token`, once. Refused operations come back.
@@ -365,6 +372,7 @@ impl<D: Device> Engine<D> {
                 }
                 io_queue::Purpose::Write { frame } => self.on_group_write(frame, one.status, clock),
                 io_queue::Purpose::Flush => self.on_group_flush(one.status, clock),
+                io_queue::Purpose::Scrub => self.on_scrub_piece(one.buf, one.status),
                 io_queue::Purpose::Collect => self.on_collect_read(one.buf, one.status, clock),
             }
         }
@@ -387,7 +395,7 @@ impl<D: Device> Engine<D> {
         }
         self.cache.adjust();
         self.start_reads();
-        let collected = self.collect(clock);
+        let collected = self.scrub(clock) | self.collect(clock);
         self.retry_stalled(clock);
         let started = self.start_group(clock);
         self.queue.submit();

@@ -28,6 +28,8 @@ pub(super) enum ReadFor {
         /// Which key.
         index: usize,
     },
+    /// Nobody: whether it can be read is what is asked.
+    Scrub,
     /// One of the keys of a pin.
     Pin {
         /// Its operation's id.
@@ -149,16 +151,18 @@ impl<D: Device> Engine<D> {
             self.send_read(id);
             return;
         }
-        if let Err(OpError::Damaged { detail }) = &result {
+        if let Err(OpError::Damaged { detail }) = &result
+            && !matches!(job.to, ReadFor::Scrub)
+        {
             self.stats.damaged_reads += 1;
             tracing::error!("damaged record: {detail}");
         }
         drop(buf);
         let job = self.reads.remove(id);
         self.reads_size -= job.size;
-        // What a dump reads is not what clients read.
+        // What a dump or a scrub reads is not what clients read.
         if let Ok(value) = &result
-            && !matches!(job.to, ReadFor::Pin { .. })
+            && !matches!(job.to, ReadFor::Pin { .. } | ReadFor::Scrub)
         {
             let shard = &self.shards[job.shard];
             self.cache.insert(shard.hash(&job.key), shard.id, job.entry.sequence, value);
@@ -167,6 +171,9 @@ impl<D: Device> Engine<D> {
         match job.to {
             ReadFor::Key(operation) => self.on_key_read(operation, result, clock),
             ReadFor::Lock { operation, index } => self.on_lock_read(operation, index, result),
+            ReadFor::Scrub => {
+                self.on_scrub_record(job.shard, &job.key, &job.entry, result.as_ref().err());
+            }
             ReadFor::Pin { operation, index } => self.on_pin_read(operation, index, result),
         }
     }

@@ -296,6 +296,11 @@ impl Shard {
         }
     }
 
+    /// Where the keys' records are, of those that are on the device.
+    pub(super) fn index(&self) -> &HashIndex {
+        &self.index
+    }
+
     /// The entry of a key whose newest record is on the device.
     pub(super) fn entry(&self, key: &[u8]) -> Option<&Entry> {
         self.index.get(self.hash(key), key)

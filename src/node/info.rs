@@ -141,6 +141,10 @@ fn section_fields(shared: &Shared, section: &str) -> Vec<(&'static str, String)>
                 ("user_bytes_written", user.to_string()),
                 ("device_bytes_written", written.to_string()),
                 ("device_bytes_read", figure(|f| &f.bytes_read)),
+                ("scrub_bytes", figure(|f| &f.scrub_bytes)),
+                ("scrub_passes", shared.least(|f| &f.scrub_passes).to_string()),
+                ("scrub_last_pass_ms", shared.least(|f| &f.scrub_last_pass_ms).to_string()),
+                ("scrub_damaged_records", figure(|f| &f.scrub_damaged)),
                 ("write_amplification", format!("{amplification:.2}")),
             ]
         }

@@ -257,6 +257,10 @@ impl<D: Device> NodeReactor<D> {
         set(&figures.records, engine.records);
         set(&figures.damaged_reads, engine.damaged_reads);
         set(&figures.extents_left, engine.extents_left);
+        set(&figures.scrub_bytes, engine.scrub.bytes);
+        set(&figures.scrub_passes, engine.scrub.passes);
+        set(&figures.scrub_last_pass_ms, engine.scrub.last_pass_ms);
+        set(&figures.scrub_damaged, engine.scrub.damaged);
         set(&figures.cache_hits, engine.cache_hits);
         set(&figures.cache_misses, engine.cache_misses);
         if let Some(server) = &self.server {

@@ -48,6 +48,14 @@ pub struct Figures {
     pub damaged_reads: AtomicU64,
     /// Extents that were left because a write failed in them.
     pub extents_left: AtomicU64,
+    /// Bytes that were read again to find damage.
+    pub scrub_bytes: AtomicU64,
+    /// Passes of that over everything.
+    pub scrub_passes: AtomicU64,
+    /// When the last of them ended, milliseconds since the Unix epoch.
+    pub scrub_last_pass_ms: AtomicU64,
+    /// Damaged records that they found.
+    pub scrub_damaged: AtomicU64,
     /// Connections now.
     pub connections: AtomicU64,
     /// Connections ever.
@@ -165,6 +173,11 @@ impl Shared {
     /// The sum of a figure over all reactors.
     pub fn sum(&self, figure: impl Fn(&Figures) -> &AtomicU64) -> u64 {
         self.figures.iter().map(|one| figure(one).load(Ordering::Relaxed)).sum()
+    }
+
+    /// The least of a figure over all reactors.
+    pub fn least(&self, figure: impl Fn(&Figures) -> &AtomicU64) -> u64 {
+        self.figures.iter().map(|one| figure(one).load(Ordering::Relaxed)).min().unwrap_or(0)
     }
 
     /// The durability mode in force.

@@ -104,6 +104,7 @@ pub fn start<N: Namespace>(
         let states = states_of.remove(&index).unwrap_or_default();
         let (shared, namespace, ready) = (Arc::clone(&shared), Arc::clone(&namespace), ready.clone());
         let (durability, spin) = (config.durability, config.spin);
+        let scrub_rate = config.scrub_rate.div_ceil(reactor_count as u64);
         let body = move || {
             let made = (|| {
                 let queue = namespace.open_queue()?;
@@ -112,6 +113,7 @@ pub fn start<N: Namespace>(
                 engine
                     .settle(shared.clock())
                     .map_err(|source| NodeError::Settle { device: shared.device_name.clone(), source })?;
+                engine.set_scrub_rate(scrub_rate);
                 NodeReactor::new(Arc::clone(&shared), engine, end, control, listener, sleeper.poller())
                     .map_err(|source| NodeError::Os { action: "watch sockets", source })
             })();

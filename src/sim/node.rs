@@ -20,7 +20,7 @@ use crate::engine::durability::Durability;
 use crate::engine::memory::MemoryBudget;
 use crate::engine::op::{Answer, BatchId, Clock, Key, OpError, PinnedKey, Reply, ShardId, ShardOp, Value, WatchedKey};
 use crate::engine::recovery::{self, Damage};
-use crate::engine::{Engine, value_size_max};
+use crate::engine::{Engine, EngineStats, value_size_max};
 use crate::format::slot::shard_of;
 use crate::format::superblock::Superblock;
 
@@ -223,6 +223,18 @@ impl SimNode {
     /// Reads that caches answered.
     pub fn cache_hits(&self) -> u64 {
         self.engines.iter().map(|engine| engine.stats().cache_hits).sum()
+    }
+
+    /// Changes how many bytes a second every engine reads again.
+    pub fn set_scrub_rate(&mut self, bytes_per_s: u64) {
+        for engine in &mut self.engines {
+            engine.set_scrub_rate(bytes_per_s);
+        }
+    }
+
+    /// Figures of every engine.
+    pub fn stats(&self) -> impl Iterator<Item = EngineStats> + '_ {
+        self.engines.iter().map(Engine::stats)
     }
 
     /// Changes the durability mode of every engine.
