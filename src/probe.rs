@@ -37,6 +37,8 @@ probes! {
     ExtentCollected "extent collected",
     /// An extent went back to the allocator.
     ExtentFreed "extent freed",
+    /// The device was told that an extent is free.
+    ExtentTrimmed "extent trimmed",
     /// Garbage collection met a key that somebody holds.
     CollectionMetHold "collection met a held key",
     /// Recovery took a log for which frames were retired.

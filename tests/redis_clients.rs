@@ -12,7 +12,7 @@ use common::{Node, Options, call, temp_dir};
 
 fn start() -> (tempfile::TempDir, Node) {
     let directory = temp_dir();
-    let node = Options::new(directory.path().join("clients.img")).start();
+    let node = Options::new(directory.path().join("clients.img")).size("512MiB").start();
     (directory, node)
 }
 

@@ -25,6 +25,12 @@ const PROBES: &[&str] = &[
     "clean stop",
     "read answered from the cache",
     "write refused for want of memory",
+    "extent collected",
+    "extent freed",
+    "extent trimmed",
+    "retired frames skipped",
+    "older retirement taken",
+    "collection met a held key",
 ];
 
 fn count_from_env(name: &str, default: u64) -> u64 {
@@ -94,7 +100,12 @@ fn a_seed_run_twice_gives_the_same_trace() {
 #[ignore = "runs one seed that scripts/sim names"]
 fn replay() {
     let seed = count_from_env("BASALT_SEED", 0);
-    let summary = run(WorldConfig::from_seed(seed, count_from_env("BASALT_REQUESTS", 1_000) as usize));
+    let of = if std::env::var("BASALT_RELAXED").is_ok() {
+        WorldConfig::relaxed_from_seed
+    } else {
+        WorldConfig::from_seed
+    };
+    let summary = run(of(seed, count_from_env("BASALT_REQUESTS", 1_000) as usize));
     println!(
         "seed {seed}: trace {:016x}, {} crashes, {} answers",
         summary.trace, summary.crashes, summary.answered

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::{EngineName, ServeArgs};
+use super::{EngineName, ServeArgs, Trim};
 use crate::limits::CONNECTION_COUNT_MAX;
 use crate::size;
 
@@ -18,6 +18,7 @@ struct ConfigFile {
     listen: Option<SocketAddr>,
     cores: Option<String>,
     durability: Option<String>,
+    trim: Option<String>,
     max_clients: Option<u32>,
     memory: Option<String>,
     scrub_rate: Option<String>,
@@ -55,6 +56,10 @@ pub(super) fn apply(args: &mut ServeArgs, path: &Path) -> Result<(), String> {
     }
     if let (None, Some(mode)) = (args.durability, file.durability) {
         args.durability = Some(mode.parse().map_err(|error| wrong("durability", format!("{error}")))?);
+    }
+    if let (None, Some(trim)) = (args.trim, file.trim) {
+        let parsed = <Trim as clap::ValueEnum>::from_str(&trim, false);
+        args.trim = Some(parsed.map_err(|_| wrong("trim", format!("'{trim}' is not one of auto, on, off")))?);
     }
     if let (None, Some(count)) = (args.max_clients, file.max_clients) {
         if !(1..=CONNECTION_COUNT_MAX as u32).contains(&count) {

@@ -72,6 +72,28 @@ enum EngineName {
     Spdk,
 }
 
+/// When the device is told which space is free.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum Trim {
+    /// On for a controller, off for a file.
+    #[default]
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
+}
+
+impl Trim {
+    fn wanted(self) -> Option<bool> {
+        match self {
+            Trim::Auto => None,
+            Trim::On => Some(true),
+            Trim::Off => Some(false),
+        }
+    }
+}
+
 /// What the spdk engine takes; nothing to the others.
 #[derive(Debug, Clone, Default, Args)]
 struct SpdkArgs {
@@ -108,6 +130,10 @@ struct ServeArgs {
     /// When a write is acknowledged: always, interval=MS, bytes=N or never [default: always]
     #[arg(long, value_name = "MODE")]
     durability: Option<Durability>,
+    /// Tell the device which space is free: on, off or auto, which is on for a controller and off for a file, where it punches
+    /// holes [default: auto]
+    #[arg(long, value_name = "WHEN")]
+    trim: Option<Trim>,
     /// Connections that are served at a time [default: 10000, fewer where the limit on open files is lower]
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=CONNECTION_COUNT_MAX as i64))]
     max_clients: Option<u32>,

@@ -186,6 +186,7 @@ fn serve_on<N: Namespace>(
     let is_polled = opened.namespace.geometry().engine == "spdk" && args.cores.is_some();
     let config = NodeConfig {
         durability,
+        trim: args.trim.unwrap_or_default().wanted(),
         spin: if is_polled { SpinPolicy::Forever } else { SpinPolicy::default() },
         cores: reactors,
         connection_count_max: connection_count(args.max_clients),

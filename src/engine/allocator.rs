@@ -48,13 +48,7 @@ pub struct Allocator {
 impl Allocator {
     /// All `count` extents free, `reserve` of them kept back for deletes and `collection_reserve` for garbage collection.
     /// `ordinal_last` is the highest that any extent on the device carries.
-    pub fn new(
-        count: u32,
-        reserve: u32,
-        collection_reserve: u32,
-        boot: u64,
-        ordinal_last: u64,
-    ) -> Allocator {
+    pub fn new(count: u32, reserve: u32, collection_reserve: u32, boot: u64, ordinal_last: u64) -> Allocator {
         Allocator {
             used: std::iter::repeat_with(|| AtomicU64::new(0)).take(count.div_ceil(64) as usize).collect(),
             count,

@@ -132,7 +132,8 @@ impl Committer {
     /// Whether a group starts now, and whether it flushes: a function of the mode, the bytes and the time.
     fn decide(&self, shards: &[Shard], clock: Clock) -> Option<bool> {
         // Whatever makes a log dirty notes the time or wants a flush: most passes need not look at every shard.
-        let nothing = self.dirty_since_us.is_none() && self.lazy_since_us.is_none() && self.unflushed_size == 0;
+        let nothing =
+            self.dirty_since_us.is_none() && self.lazy_since_us.is_none() && self.unflushed_size == 0;
         if !self.flush_wanted && nothing {
             return None;
         }

@@ -44,7 +44,14 @@ pub(super) struct Extent {
 impl Extent {
     /// Counts a record that may have to be kept although no key names it. One that expires says, until every older record of
     /// its key is gone, that the key is absent, as a delete does.
-    pub(super) fn count_carried(&mut self, kind: RecordType, is_part: bool, size: u32, value_size: u32, expires: bool) {
+    pub(super) fn count_carried(
+        &mut self,
+        kind: RecordType,
+        is_part: bool,
+        size: u32,
+        value_size: u32,
+        expires: bool,
+    ) {
         let carried = match kind {
             RecordType::Delete | RecordType::Commit | RecordType::Clear => size,
             RecordType::Put if expires => size - value_size,
@@ -94,13 +101,15 @@ pub(super) enum ExtentState {
         /// The frame.
         frame: u64,
     },
+    /// It is free once the device has been told so.
+    Trimming,
 }
 
 /// All extents of a shard.
 #[derive(Debug, Default)]
 pub(super) struct Extents {
     all: BTreeMap<u32, Extent>,
-    /// Extents in the states `Emptied` and `Retired`.
+    /// Extents in the states `Emptied`, `Retired` and `Trimming`.
     pub(super) leaving: Vec<u32>,
 }
 
@@ -127,7 +136,13 @@ impl Extents {
     }
 
     /// The extent that is being filled; every other one has ended.
-    pub(super) fn open(&mut self, number: u32, place: Place, first_frame: u64, is_reserve: bool) -> &mut Extent {
+    pub(super) fn open(
+        &mut self,
+        number: u32,
+        place: Place,
+        first_frame: u64,
+        is_reserve: bool,
+    ) -> &mut Extent {
         if !self.all.contains_key(&number) {
             for other in self.all.values_mut().filter(|other| other.last_frame.is_none()) {
                 other.last_frame = Some(first_frame - 1);
@@ -162,7 +177,10 @@ impl Extents {
     /// The oldest extent that holds anything a restart would read.
     pub(super) fn oldest(&self) -> Option<u32> {
         let stays = |one: &&Extent| {
-            !matches!(one.state, ExtentState::Emptied { .. } | ExtentState::Retired { .. })
+            !matches!(
+                one.state,
+                ExtentState::Emptied { .. } | ExtentState::Retired { .. } | ExtentState::Trimming
+            )
         };
         let stay = self.all.iter().filter(|(_, one)| stays(one));
         stay.min_by_key(|(_, one)| one.first_frame).map(|(number, _)| *number)

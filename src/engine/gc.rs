@@ -17,21 +17,19 @@
 //! - A shard with damage is left alone: what looks dead may be all that is left.
 
 mod policy;
+mod records;
+mod release;
 
 use super::Engine;
 use super::allocator::Purpose;
 use super::extents::ExtentState;
 use super::io_queue;
-use super::log::{Draft, Moved};
-use super::op::{Answer, BatchId, Clock, Key, OpError};
-use super::operations::AppendError;
+use super::op::{Answer, Clock, Key, OpError};
 use super::shard::Shard;
 use crate::device::{Device, DmaBuf, IoError};
-use crate::engine::action::is_expired;
-use crate::format::frame::{FRAME_HEADER_SIZE, FrameHeader};
-use crate::format::record::{Record, RecordType};
 use crate::probe::{self, Probe};
 use policy::{Candidate, pick};
+use records::Moving;
 
 /// Free extents for new data below which collection begins, as a part of all.
 const FREE_TARGET_DIVISOR: u32 = 10;
@@ -54,9 +52,6 @@ const AVOID_TIME_US: u64 = 20_000;
 /// Times that a read is tried.
 const READ_TRIES: u32 = 3;
 
-/// Bytes of the log that one pass may move: what comes from clients goes in between.
-const PASS_SIZE_MAX: u64 = 256 << 10;
-
 /// Figures of garbage collection, for one engine.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct GcStats {
@@ -66,6 +61,8 @@ pub struct GcStats {
     pub extents_freed: u64,
     /// Bytes of records that were moved.
     pub bytes_moved: u64,
+    /// Bytes that the device was told to be free.
+    pub bytes_trimmed: u64,
     /// Collections that were given up.
     pub abandoned: u64,
 }
@@ -101,6 +98,8 @@ pub(super) struct Collector {
     /// Who asked for everything to be collected, by shard.
     pub(super) compactions: Vec<(usize, u64)>,
     enabled: bool,
+    /// The device is told which extents are free.
+    trims: bool,
     pub(super) stats: GcStats,
 }
 
@@ -115,6 +114,7 @@ impl Collector {
             ratio: 256,
             compactions: Vec::new(),
             enabled: false,
+            trims: false,
             stats: GcStats::default(),
         }
     }
@@ -125,29 +125,6 @@ impl Collector {
             self.credit = (self.credit + i64::from(size) * self.ratio / 256).min(64 << 20);
         }
     }
-}
-
-/// What to do with a record of a victim.
-enum Fate {
-    Drop,
-    /// A batch is about to change its key.
-    Wait,
-    MoveLive,
-    MoveDelete,
-    MoveCommit,
-}
-
-enum Moving {
-    /// Everything that could be moved for now has been; whether that was anything.
-    Pause(bool),
-    /// The frames that were read are done.
-    NeedBytes,
-    Done,
-    /// It can't go on for now; another extent may do.
-    Avoid,
-    /// It can't go on.
-    GiveUp,
-    Damaged(String),
 }
 
 impl<D: Device> Engine<D> {
@@ -196,9 +173,8 @@ impl<D: Device> Engine<D> {
     /// Microseconds on the monotonic clock when `collect` has something to do although nothing comes in.
     pub(super) fn collect_deadline_us(&self) -> Option<u64> {
         // Another engine may come to wait for what this one can free, and can't say so.
-        let has_reason = |shard: &Shard| {
-            !shard.stalled.is_empty() || shard.cleared.is_some() || shard.reclaimable > 0
-        };
+        let has_reason =
+            |shard: &Shard| !shard.stalled.is_empty() || shard.cleared.is_some() || shard.reclaimable > 0;
         let waits = self.shards.iter().any(has_reason) || !self.collector.compactions.is_empty();
         (self.collector.enabled && waits).then_some(self.collector.next_look_us)
     }
@@ -275,7 +251,9 @@ impl<D: Device> Engine<D> {
                         && shard.unsettled.is_empty()
                         && shard.extents.get(one.extent).is_some_and(|one| one.first_frame < of_clear)
                 });
-                if cleared || (one.live == 0 && (one.carry == 0 || one.is_oldest) && shard.unsettled.is_empty()) {
+                if cleared
+                    || (one.live == 0 && (one.carry == 0 || one.is_oldest) && shard.unsettled.is_empty())
+                {
                     shard.extents.empty(one.extent, last_frame);
                     progress = true;
                     return false;
@@ -296,10 +274,9 @@ impl<D: Device> Engine<D> {
             self.allocator.report_reclaimable(shard.reclaimable, reclaimable);
             shard.reclaimable = reclaimable;
         }
-        if self.collector.active.is_none() && clock.monotonic_us >= self.collector.retry_us
-            && soon {
-                progress |= self.begin(&candidates, clock);
-            }
+        if self.collector.active.is_none() && clock.monotonic_us >= self.collector.retry_us && soon {
+            progress |= self.begin(&candidates, clock);
+        }
         self.end_compactions(&candidates);
         progress
     }
@@ -315,7 +292,9 @@ impl<D: Device> Engine<D> {
     }
 
     fn begin(&mut self, candidates: &[Candidate], clock: Clock) -> bool {
-        let Some(victim) = pick(candidates, self.collector.since_oldest >= OLDEST_EVERY) else { return false };
+        let Some(victim) = pick(candidates, self.collector.since_oldest >= OLDEST_EVERY) else {
+            return false;
+        };
         if !self.allocator.begin_collection() {
             return false;
         }
@@ -432,12 +411,7 @@ impl<D: Device> Engine<D> {
         self.queue.read(io_queue::Purpose::Collect, offset, size);
     }
 
-    pub(super) fn on_collect_read(
-        &mut self,
-        buf: Option<DmaBuf>,
-        status: Result<(), IoError>,
-        clock: Clock,
-    ) {
+    pub(super) fn on_collect_read(&mut self, buf: Option<DmaBuf>, status: Result<(), IoError>, clock: Clock) {
         let Some(active) = &mut self.collector.active else { return };
         active.is_reading = false;
         match (status, buf) {
@@ -459,258 +433,5 @@ impl<D: Device> Engine<D> {
             }
         }
         self.go_on_collecting(clock);
-    }
-
-    /// Deals with the records that were read, one after the other.
-    fn move_records(&mut self, active: &mut Collection, clock: Clock) -> Moving {
-        let at = active.shard;
-        let Some(place) = self.shards[at].place_of(active.extent) else { return Moving::GiveUp };
-        let mut moved_size = 0;
-        loop {
-            if active.next_frame > active.last_frame {
-                return Moving::Done;
-            }
-            let offset = active.at as u32;
-            let room = active.end - active.at;
-            if active.bytes.len() < FRAME_HEADER_SIZE {
-                let at_end = active.at + active.bytes.len() as u64 >= active.end;
-                return if at_end { Moving::Damaged("it ends too early".into()) } else { Moving::NeedBytes };
-            }
-            let header =
-                match FrameHeader::decode(&active.bytes, place, offset, self.superblock.block_size, room) {
-                    Ok(header) if header.frame == active.next_frame => header,
-                    Ok(header) => {
-                        let (got, expected) = (header.frame, active.next_frame);
-                        return self.doubt_bytes(active, format!("frame {got} where {expected} should be"));
-                    }
-                    Err(error) => return self.doubt_bytes(active, error.to_string()),
-                };
-            if active.bytes.len() < header.size as usize {
-                return Moving::NeedBytes;
-            }
-            let payload = header.payload_size as usize;
-            active.position = active.position.max(FRAME_HEADER_SIZE);
-            while active.position < payload {
-                let record_at = offset + active.position as u32;
-                let bytes = std::mem::take(&mut active.bytes);
-                let outcome = match Record::decode(&bytes[active.position..payload], place, record_at) {
-                    Ok(decoded) if decoded.value_intact => self
-                        .deal_with(active, &decoded.record, record_at, clock)
-                        .map(|moved| (decoded.size, moved)),
-                    Ok(_) => Err(Moving::Damaged("a value does not match its checksum".into())),
-                    Err(error) => Err(Moving::Damaged(error.to_string())),
-                };
-                active.bytes = bytes;
-                match outcome {
-                    Ok((size, moved)) => {
-                        active.position += size;
-                        moved_size += moved;
-                    }
-                    Err(Moving::Damaged(what)) => return self.doubt_bytes(active, what),
-                    Err(other) => return other,
-                }
-                if moved_size > PASS_SIZE_MAX {
-                    return Moving::Pause(true);
-                }
-            }
-            active.bytes.drain(..header.size as usize);
-            active.at += u64::from(header.size);
-            active.position = 0;
-            active.next_frame += 1;
-        }
-    }
-
-    /// What was read is not what was written: it is read again before anything is called damaged.
-    fn doubt_bytes(&mut self, active: &mut Collection, what: String) -> Moving {
-        active.tries_left = active.tries_left.saturating_sub(1);
-        if active.tries_left == 0 {
-            return Moving::Damaged(what);
-        }
-        active.bytes.clear();
-        Moving::NeedBytes
-    }
-
-    /// Deals with one record; gives the bytes that were moved for it.
-    fn deal_with(
-        &mut self,
-        active: &Collection,
-        record: &Record<'_>,
-        offset: u32,
-        clock: Clock,
-    ) -> Result<u64, Moving> {
-        let at = active.shard;
-        let key = Key::copy_from_slice(record.key);
-        let moved = match self.fate(active, record, &key, offset, clock) {
-            Fate::Drop => return Ok(0),
-            Fate::Wait => return Err(Moving::Avoid),
-            Fate::MoveLive => Record { batch: None, ..*record },
-            Fate::MoveDelete => {
-                Record { kind: RecordType::Delete, value: &[], expires_at_ms: 0, batch: None, ..*record }
-            }
-            Fate::MoveCommit => Record { value: &[0, 0], ..*record },
-        };
-        let is_live = matches!(moved.kind, RecordType::Put);
-        match self.append(at, Draft { record: moved, purpose: Purpose::Collection, lazy: true }, clock) {
-            Ok(appended) => {
-                if is_live {
-                    let moved = Moved {
-                        key,
-                        from_sequence: record.sequence,
-                        at: appended,
-                        value_size: record.value.len() as u32,
-                        expires_at_ms: record.expires_at_ms,
-                    };
-                    self.shards[at].log.note_moved(moved);
-                }
-                self.collector.stats.bytes_moved += u64::from(appended.size);
-                Ok(u64::from(appended.size))
-            }
-            // The frame must go first: what fills it must not wait for the lazy ones' time.
-            Err(AppendError::Stall) => {
-                self.committer.hurry();
-                Err(Moving::Pause(false))
-            }
-            Err(AppendError::Failed(_)) => Err(Moving::GiveUp),
-        }
-    }
-
-    fn fate(
-        &mut self,
-        active: &Collection,
-        record: &Record<'_>,
-        key: &Key,
-        offset: u32,
-        clock: Clock,
-    ) -> Fate {
-        let at = active.shard;
-        let shard = &self.shards[at];
-        match record.kind {
-            RecordType::Retired => Fate::Drop,
-            // Only the oldest extent may have one, and then nothing is left that it drops.
-            RecordType::Clear => Fate::Drop,
-            RecordType::Commit => {
-                let Some(mark) = record.batch else { return Fate::Drop };
-                let batch = BatchId { boot: mark.boot, number: mark.number };
-                if shard.unsettled.contains(&batch) || shard.extents.has_older_parts(active.extent) {
-                    Fate::MoveCommit
-                } else {
-                    Fate::Drop
-                }
-            }
-            RecordType::Put | RecordType::Delete => {
-                if shard.is_pending(key) {
-                    return Fate::Drop;
-                }
-                let entry = shard.entry(key).copied();
-                let is_here = entry.is_some_and(|one| one.extent == active.extent && one.offset == offset);
-                let needed = match (record.kind, entry) {
-                    (_, Some(_)) => is_here,
-                    // Absent: this says so, as does one that expires, or an older record of the key would come back.
-                    (RecordType::Delete, None) => !active.is_oldest,
-                    (_, None) => record.expires_at_ms != 0 && !active.is_oldest,
-                };
-                if !needed {
-                    return Fate::Drop;
-                }
-                if shard.holds.contains_key(key) && self.is_prepared(at, key) {
-                    probe::hit(Probe::CollectionMetHold);
-                    return Fate::Wait;
-                }
-                if is_here && !is_expired(record.expires_at_ms, clock.unix_ms) {
-                    return Fate::MoveLive;
-                }
-                if is_here {
-                    // Reaps it.
-                    self.shards[at].lookup(key, clock.unix_ms);
-                    if active.is_oldest {
-                        return Fate::Drop;
-                    }
-                }
-                Fate::MoveDelete
-            }
-        }
-    }
-
-    /// Retires the frames of emptied extents and gives retired extents back, as far as what that rests on is durable.
-    fn let_go(&mut self, at: usize, clock: Clock) -> bool {
-        if self.shards[at].extents.leaving.is_empty() {
-            return false;
-        }
-        let shard = &mut self.shards[at];
-        let durable = shard.durable_frame;
-        let (mut emptied, mut retired, mut waits) = (Vec::new(), Vec::new(), false);
-        for number in &shard.extents.leaving {
-            match shard.extents.get(*number).map(|one| one.state) {
-                Some(ExtentState::Emptied { frame }) if frame <= durable => emptied.push(*number),
-                Some(ExtentState::Retired { frame }) if frame <= durable => retired.push(*number),
-                _ => waits = true,
-            }
-        }
-        let mut progress = false;
-        // A commit record that a batch still rests on must be somewhere else before its frame may go; it was moved.
-        if !emptied.is_empty() {
-            let ranges: Vec<(u64, u64)> =
-                emptied.iter().filter_map(|number| shard.extents.frames_of(*number)).collect();
-            match shard.log.retire(ranges, &self.allocator) {
-                Ok(appended) => {
-                    shard.clean = false;
-                    for number in emptied {
-                        if let Some(one) = shard.extents.get_mut(number) {
-                            one.state = ExtentState::Retired { frame: appended.frame };
-                        }
-                    }
-                    self.stats.records += 1;
-                    self.committer.on_append(false, clock);
-                    waits = true;
-                    progress = true;
-                }
-                // The open frame goes first.
-                Err(_) => waits = true,
-            }
-        }
-        let shard = &mut self.shards[at];
-        for number in retired {
-            let is_read = self.reads.iter().any(|(_, job)| job.is_of(at, number));
-            if is_read || shard.is_pinned(number) {
-                continue;
-            }
-            let Some(one) = shard.extents.remove(number) else { continue };
-            progress = true;
-            if one.is_left {
-                continue;
-            }
-            if one.is_reserve {
-                self.allocator.count_reserve(false);
-            }
-            self.allocator.give_back(number);
-            self.collector.stats.extents_freed += 1;
-            self.collector.next_look_us = 0;
-            probe::hit(Probe::ExtentFreed);
-        }
-        if waits {
-            self.committer.hurry();
-        }
-        progress
-    }
-
-    /// Asks for everything of a shard to be collected that is worth it. The answer comes when that is done.
-    pub(super) fn compact(&mut self, at: usize, token: u64) {
-        self.collector.compactions.push((at, token));
-        self.collector.next_look_us = 0;
-    }
-
-    fn end_compactions(&mut self, candidates: &[Candidate]) {
-        if self.collector.compactions.is_empty() || self.collector.active.is_some() {
-            return;
-        }
-        let (shards, answers) = (&self.shards, &mut self.answers);
-        self.collector.compactions.retain(|(at, token)| {
-            let is_left = candidates.iter().any(|one| one.shard == *at && one.is_worth_it());
-            let is_done = !is_left && shards[*at].extents.leaving.is_empty();
-            if is_done {
-                answers.push((*token, Answer::Done));
-            }
-            !is_done
-        });
     }
 }

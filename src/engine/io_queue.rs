@@ -32,12 +32,20 @@ pub(super) enum Purpose {
     Collect,
     /// A piece of an extent that is read again.
     Scrub,
+    /// The deallocation of an extent that is free again.
+    Trim {
+        /// The shard that it was of, among those of the engine.
+        shard: usize,
+        /// The extent.
+        extent: u32,
+    },
 }
 
 enum Command {
     Read { offset: u64, size: usize },
     Write { offset: u64, data: Bytes },
     Flush,
+    Deallocate { offset: u64, size: u64 },
 }
 
 /// A command that has ended.
@@ -113,6 +121,10 @@ impl<D: Device> IoQueue<D> {
         self.waiting.push_back((Purpose::Flush, Command::Flush));
     }
 
+    pub(super) fn deallocate(&mut self, purpose: Purpose, offset: u64, size: u64) {
+        self.waiting.push_back((purpose, Command::Deallocate { offset, size }));
+    }
+
     /// Whether anything is waiting or in flight.
     pub(super) fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.purposes.is_empty() && self.failed.is_empty()
@@ -138,13 +150,14 @@ impl<D: Device> IoQueue<D> {
                     IoOp::Write { offset: *offset, buf, fua: false }
                 }
                 Command::Flush => IoOp::Flush,
+                Command::Deallocate { offset, size } => IoOp::Deallocate { offset: *offset, size: *size },
             };
             let token = Token(self.purposes.insert(purpose) as u64);
             match self.device.submit(Io { token, op }) {
                 Ok(()) => match command {
                     Command::Read { size, .. } => self.bytes_read += size as u64,
                     Command::Write { data, .. } => self.bytes_written += data.len() as u64,
-                    Command::Flush => {}
+                    Command::Flush | Command::Deallocate { .. } => {}
                 },
                 Err(rejected) => {
                     self.purposes.remove(rejected.io.token.0 as usize);

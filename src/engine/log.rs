@@ -177,10 +177,7 @@ impl ShardLog {
     /// The longest record that an extent of this device holds.
     pub(super) fn record_size_max(superblock: &Superblock) -> u64 {
         let block = u64::from(superblock.block_size);
-        superblock.layout.extent_size
-            - block
-            - FRAME_HEADER_SIZE as u64
-            - Self::retired_size_max(superblock)
+        superblock.layout.extent_size - block - FRAME_HEADER_SIZE as u64 - Self::retired_size_max(superblock)
     }
 
     /// The most bytes of the record that says which frames are retired, one of which starts every extent.

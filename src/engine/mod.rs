@@ -373,6 +373,7 @@ impl<D: Device> Engine<D> {
                 io_queue::Purpose::Write { frame } => self.on_group_write(frame, one.status, clock),
                 io_queue::Purpose::Flush => self.on_group_flush(one.status, clock),
                 io_queue::Purpose::Scrub => self.on_scrub_piece(one.buf, one.status),
+                io_queue::Purpose::Trim { shard, extent } => self.on_trimmed(shard, extent, one.status),
                 io_queue::Purpose::Collect => self.on_collect_read(one.buf, one.status, clock),
             }
         }

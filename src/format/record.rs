@@ -192,7 +192,10 @@ impl Record<'_> {
             RecordType::Commit => key_size == 0 && value_size == 2 && batch.is_some() && expires_at_ms == 0,
             RecordType::Clear => key_size == 0 && value_size == 0 && expires_at_ms == 0,
             RecordType::Retired => {
-                key_size == 0 && value_size.is_multiple_of(FRAME_RANGE_SIZE) && expires_at_ms == 0 && batch.is_none()
+                key_size == 0
+                    && value_size.is_multiple_of(FRAME_RANGE_SIZE)
+                    && expires_at_ms == 0
+                    && batch.is_none()
             }
         };
         if !shape_is_right {

@@ -56,6 +56,8 @@ pub enum Request {
     },
     /// Deletes every key. Answered with OK.
     FlushAll,
+    /// Collects all garbage that is worth it. Answered with OK when that is done.
+    Compact,
     /// Makes everything so far durable. Answered with OK, or what BGSAVE says.
     Save {
         /// Whether the answer may come before.
@@ -95,6 +97,7 @@ impl Request {
             | Self::Scan { .. }
             | Self::Keys { .. }
             | Self::FlushAll
+            | Self::Compact
             | Self::Save { .. }
             | Self::Dump(_)
             | Self::Shutdown { .. } => true,

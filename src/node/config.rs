@@ -9,6 +9,8 @@ use crate::reactor::SpinPolicy;
 pub struct NodeConfig {
     /// When a write is acknowledged.
     pub durability: Durability,
+    /// Whether the device is told which extents are free; `None` leaves it to the kind of device.
+    pub trim: Option<bool>,
     /// The core that each reactor is pinned to; `None` leaves it to the kernel.
     pub cores: Vec<Option<usize>>,
     /// How long an idle reactor polls before it sleeps.
@@ -27,6 +29,7 @@ impl Default for NodeConfig {
     fn default() -> Self {
         NodeConfig {
             durability: Durability::Always,
+            trim: None,
             cores: vec![None],
             spin: SpinPolicy::default(),
             connection_count_max: CONNECTION_COUNT_MAX,

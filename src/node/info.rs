@@ -137,6 +137,7 @@ fn section_fields(shared: &Shared, section: &str) -> Vec<(&'static str, String)>
                 ("extents", layout.extent_count.to_string()),
                 ("extents_available", available.to_string()),
                 ("available_bytes", (available * layout.extent_size).to_string()),
+                ("reclaimable_bytes", shared.allocator.reclaimable().to_string()),
                 ("live_bytes", figure(|f| &f.live_bytes)),
                 ("user_bytes_written", user.to_string()),
                 ("device_bytes_written", written.to_string()),
@@ -146,6 +147,11 @@ fn section_fields(shared: &Shared, section: &str) -> Vec<(&'static str, String)>
                 ("scrub_last_pass_ms", shared.least(|f| &f.scrub_last_pass_ms).to_string()),
                 ("scrub_damaged_records", figure(|f| &f.scrub_damaged)),
                 ("write_amplification", format!("{amplification:.2}")),
+                ("gc_extents_collected", figure(|f| &f.gc_extents_collected)),
+                ("gc_extents_freed", figure(|f| &f.gc_extents_freed)),
+                ("gc_bytes_moved", figure(|f| &f.gc_bytes_moved)),
+                ("gc_bytes_trimmed", figure(|f| &f.gc_bytes_trimmed)),
+                ("gc_abandoned", figure(|f| &f.gc_abandoned)),
             ]
         }
         _ => {

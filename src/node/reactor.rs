@@ -261,6 +261,11 @@ impl<D: Device> NodeReactor<D> {
         set(&figures.scrub_passes, engine.scrub.passes);
         set(&figures.scrub_last_pass_ms, engine.scrub.last_pass_ms);
         set(&figures.scrub_damaged, engine.scrub.damaged);
+        set(&figures.gc_extents_collected, engine.gc.extents_collected);
+        set(&figures.gc_extents_freed, engine.gc.extents_freed);
+        set(&figures.gc_bytes_moved, engine.gc.bytes_moved);
+        set(&figures.gc_bytes_trimmed, engine.gc.bytes_trimmed);
+        set(&figures.gc_abandoned, engine.gc.abandoned);
         set(&figures.cache_hits, engine.cache_hits);
         set(&figures.cache_misses, engine.cache_misses);
         if let Some(server) = &self.server {
@@ -618,6 +623,7 @@ impl<D: Device> Backend for Core<D> {
                 }
                 Started::Later
             }
+            Request::Compact => self.on_every_shard(origin, GatherReply::Ok, || ShardOp::Compact),
             Request::Save { background: false } => {
                 self.on_every_shard(origin, GatherReply::Saved, || ShardOp::Sync)
             }

@@ -56,6 +56,16 @@ pub struct Figures {
     pub scrub_last_pass_ms: AtomicU64,
     /// Damaged records that they found.
     pub scrub_damaged: AtomicU64,
+    /// Extents that garbage collection emptied.
+    pub gc_extents_collected: AtomicU64,
+    /// Extents that it gave back.
+    pub gc_extents_freed: AtomicU64,
+    /// Bytes of records that it moved.
+    pub gc_bytes_moved: AtomicU64,
+    /// Bytes that the device was told to be free.
+    pub gc_bytes_trimmed: AtomicU64,
+    /// Collections that it gave up.
+    pub gc_abandoned: AtomicU64,
     /// Connections now.
     pub connections: AtomicU64,
     /// Connections ever.

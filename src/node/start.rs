@@ -9,7 +9,7 @@ use super::memory::MemoryPlan;
 use super::reactor::NodeReactor;
 use super::shared::{Control, Shared};
 use super::{Client, NodeConfig, NodeError, Opened, ShardAnswer, ShardRequest};
-use crate::device::Namespace;
+use crate::device::{Device, Namespace};
 use crate::engine::{Engine, ShardState};
 use crate::limits::MAILBOX_RING_CAPACITY;
 use crate::net::port::Port;
@@ -103,13 +103,16 @@ pub fn start<N: Namespace>(
     for (index, (((end, mut sleeper), control), listener)) in parts.enumerate() {
         let states = states_of.remove(&index).unwrap_or_default();
         let (shared, namespace, ready) = (Arc::clone(&shared), Arc::clone(&namespace), ready.clone());
-        let (durability, spin) = (config.durability, config.spin);
+        let (durability, trim, spin) = (config.durability, config.trim, config.spin);
         let scrub_rate = config.scrub_rate.div_ceil(reactor_count as u64);
         let body = move || {
             let made = (|| {
                 let queue = namespace.open_queue()?;
                 let (superblock, allocator) = (Arc::clone(&shared.superblock), Arc::clone(&shared.allocator));
                 let mut engine = Engine::new(superblock, allocator, queue, states, durability);
+                // A drive works better with free blocks; a file would only lose blocks that it must then find again.
+                let is_controller = engine.device().geometry().engine == "spdk";
+                engine.set_trim(trim.unwrap_or(is_controller));
                 engine
                     .settle(shared.clock())
                     .map_err(|source| NodeError::Settle { device: shared.device_name.clone(), source })?;

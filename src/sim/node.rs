@@ -213,6 +213,13 @@ impl SimNode {
         self.allocator.available_count()
     }
 
+    /// Says whether the disk is told which extents are free.
+    pub fn set_trim(&mut self, trims: bool) {
+        for engine in &mut self.engines {
+            engine.set_trim(trims);
+        }
+    }
+
     /// Changes what every engine may take of the memory.
     pub fn set_memory(&mut self, budget: MemoryBudget) {
         for engine in &mut self.engines {

@@ -20,7 +20,7 @@ use crate::engine::check::check;
 use crate::engine::durability::Durability;
 use crate::engine::memory::MemoryBudget;
 use crate::engine::op::{Clock, Key, OpError, Reply};
-use crate::format::slot::shard_of;
+use crate::format::slot::{ShardId, shard_of};
 
 /// What a run is like.
 #[derive(Debug, Clone)]
@@ -41,6 +41,8 @@ pub struct WorldConfig {
     pub durability: Durability,
     /// Bytes of each engine's cache: none, too few for everything, or enough.
     pub cache_size: usize,
+    /// The disk is told which extents are free.
+    pub trim: bool,
 }
 
 impl WorldConfig {
@@ -57,6 +59,7 @@ impl WorldConfig {
             tear: [Tear::Block, Tear::Sector512, Tear::Byte][random.index(3)],
             durability: Durability::Always,
             cache_size: [0, 0, 64 << 10, 2 << 20][random.index(4)],
+            trim: random.chance(1, 2),
         }
     }
 
@@ -119,8 +122,8 @@ struct Client {
     open: Option<(u64, Open)>,
     /// The states that no crash can take back any more. Only the modes that acknowledge at once tell them from `states`.
     base: Changes,
-    /// What was acknowledged since, in order: its changes, and whether it was a batch across shards (which is durable).
-    history: Vec<(Changes, bool)>,
+    /// What was acknowledged since, in order: its changes, and the shards of a batch across shards (which is durable there).
+    history: Vec<(Changes, BTreeSet<ShardId>)>,
 }
 
 struct World {
@@ -210,6 +213,7 @@ impl World {
             let requests = 1 + self.random.index(1 << scale);
             let cut = self.random.chance(3, 4);
             self.memory_is_short = self.random.chance(1, 12);
+            node.set_trim(self.config.trim);
             node.set_memory(MemoryBudget {
                 cache_size_max: self.config.cache_size,
                 index_may_grow: !self.memory_is_short,

@@ -143,10 +143,8 @@ impl ScannedShard {
         let (decided, undecided): (Vec<_>, Vec<_>) =
             parts.into_iter().partition(|(batch, _)| decisions.committed.contains(batch));
         // Only another shard's record decides these so far.
-        let copies_due = decided
-            .iter()
-            .filter_map(|(batch, parts)| Some((*batch, parts.first()?.coordinator)))
-            .collect();
+        let copies_due =
+            decided.iter().filter_map(|(batch, parts)| Some((*batch, parts.first()?.coordinator))).collect();
         let decided = decided.into_iter().flat_map(|(_, parts)| parts).collect();
         self.apply_parts(decided, &superblock.secret);
         for part in undecided.into_iter().flat_map(|(_, parts)| parts) {

@@ -101,6 +101,9 @@ fn scan_with<D: Device>(
     let mut scan = Scan::new(superblock, id, retired);
     scan.out.history = History::of(watched.clone());
     for header in chain.iter().filter(|header| !retired.contains(header.first_frame)) {
+        if header.ordinal == 0 {
+            scan.lost_header(header.extent);
+        }
         let Extent { bytes, unreadable } = match kept.take_if(|(number, _)| *number == header.extent) {
             Some((_, extent)) => extent,
             None => Extent::read(device, superblock, header.extent)?,
@@ -235,6 +238,20 @@ impl<'a> Scan<'a> {
             };
         }
         Ok(())
+    }
+
+    /// Frames of the log are in an extent whose header is not there any more. Had they been retired, the extent could be in
+    /// another life whose header was in flight when the node died.
+    fn lost_header(&mut self, extent: u32) {
+        probe::hit(Probe::OrphanExtentLost);
+        self.out.damage.push(Damage {
+            shard: Some(self.out.id.0),
+            extent,
+            offset: 0,
+            size: u64::from(self.superblock.block_size),
+            key: None,
+            what: "the extent's header was lost; its frames are read without it".into(),
+        });
     }
 
     /// A block that can't be read where a frame may have been: what it held can't be told from what never was.

@@ -25,7 +25,15 @@ fn a_key_newer_than_what_was_lost_is_absent_once_it_has_expired() {
     let (newer, older) = (Key::from("newer"), Key::from("older"));
     let mut index = HashIndex::default();
     for (key, sequence) in [(&newer, 20), (&older, 5)] {
-        let entry = Entry { extent: 0, offset: 0, size: 50, value_size: 1, sequence, expires_at_ms: 100, is_part: false };
+        let entry = Entry {
+            extent: 0,
+            offset: 0,
+            size: 50,
+            value_size: 1,
+            sequence,
+            expires_at_ms: 100,
+            is_part: false,
+        };
         index.insert(hash_key(&superblock.secret, key), key, entry);
     }
     let state = ShardState {

@@ -83,6 +83,10 @@ pub fn dump(call: &Call<'_>) -> Result<Plan, Fail> {
     Ok(Plan::Global(Request::Dump(step)))
 }
 
+pub fn compact(_: &Call<'_>) -> Result<Plan, Fail> {
+    Ok(Plan::Global(Request::Compact))
+}
+
 pub fn save(_: &Call<'_>) -> Result<Plan, Fail> {
     Ok(Plan::Global(Request::Save { background: false }))
 }

@@ -65,6 +65,16 @@ pub static COMMANDS: &[CommandSpec] = &[
         plan: introspection::command,
     },
     CommandSpec {
+        name: "compact",
+        arity: 1,
+        flags: &["admin", "noscript", "no_async_loading"],
+        keys: (0, 0, 0),
+        group: "server",
+        since: "7.0.15",
+        summary: "Collect all garbage that is worth it, and answer when that is done",
+        plan: keyspace::compact,
+    },
+    CommandSpec {
         name: "config",
         arity: -2,
         flags: &[],

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{COUNTER, Changes, KEYS_PER_CLIENT, Open, State, World, key_of, short};
 use crate::engine::durability::Durability;
 use crate::engine::op::Key;
-use crate::format::slot::shard_of;
+use crate::format::slot::{ShardId, shard_of};
 use crate::sim::node::{Request, SimNode};
 
 impl World {
@@ -23,7 +23,8 @@ impl World {
                 .iter()
                 .filter(|(key, after)| after.is_some() || self.state(client, key).is_some());
             let shards: BTreeSet<_> = logged.map(|(key, _)| shard_of(key, shard_count)).collect();
-            self.clients[client].history.push((open.changes.clone(), shards.len() > 1));
+            let across = if shards.len() > 1 { shards } else { BTreeSet::new() };
+            self.clients[client].history.push((open.changes.clone(), across));
         }
     }
 
@@ -32,7 +33,7 @@ impl World {
     fn settle_prefix(&mut self, client: usize, open: Option<Open>, found: &BTreeMap<Key, Option<Vec<u8>>>) {
         let mut history = std::mem::take(&mut self.clients[client].history);
         let acknowledged = history.len();
-        history.extend(open.map(|open| (open.changes, false)));
+        history.extend(open.map(|open| (open.changes, BTreeSet::new())));
         let now = self.clock.unix_ms;
         let value = |state: &State| {
             state
@@ -53,8 +54,7 @@ impl World {
                     .map(|(k, v)| (k.clone(), v.clone())),
             );
             // The longest prefix that fits; an earlier one that fits too is the same state.
-            let durable =
-                history.iter().rposition(|(changes, across)| *across && changes.keys().any(is_here));
+            let durable = history.iter().rposition(|(_, across)| across.contains(&ShardId(shard)));
             let mut best = None;
             for length in 0..=history.len() {
                 let fits = states

@@ -1,0 +1,207 @@
+//! What becomes of a victim's records: moved to the end of the log, or left behind.
+
+use super::*;
+use crate::engine::action::is_expired;
+use crate::engine::log::{Draft, Moved};
+use crate::engine::op::{BatchId, Key};
+use crate::engine::operations::AppendError;
+use crate::format::frame::{FRAME_HEADER_SIZE, FrameHeader};
+use crate::format::record::{Record, RecordType};
+
+/// Bytes of the log that one pass may move: what comes from clients goes in between.
+const PASS_SIZE_MAX: u64 = 256 << 10;
+
+/// What to do with a record of a victim.
+enum Fate {
+    Drop,
+    /// A batch is about to change its key.
+    Wait,
+    MoveLive,
+    MoveDelete,
+    MoveCommit,
+}
+
+pub(super) enum Moving {
+    /// Everything that could be moved for now has been; whether that was anything.
+    Pause(bool),
+    /// The frames that were read are done.
+    NeedBytes,
+    Done,
+    /// It can't go on for now; another extent may do.
+    Avoid,
+    /// It can't go on.
+    GiveUp,
+    Damaged(String),
+}
+
+impl<D: Device> Engine<D> {
+    /// Deals with the records that were read, one after the other.
+    pub(super) fn move_records(&mut self, active: &mut Collection, clock: Clock) -> Moving {
+        let at = active.shard;
+        let Some(place) = self.shards[at].place_of(active.extent) else { return Moving::GiveUp };
+        let mut moved_size = 0;
+        loop {
+            if active.next_frame > active.last_frame {
+                return Moving::Done;
+            }
+            let offset = active.at as u32;
+            let room = active.end - active.at;
+            if active.bytes.len() < FRAME_HEADER_SIZE {
+                let at_end = active.at + active.bytes.len() as u64 >= active.end;
+                return if at_end { Moving::Damaged("it ends too early".into()) } else { Moving::NeedBytes };
+            }
+            let header =
+                match FrameHeader::decode(&active.bytes, place, offset, self.superblock.block_size, room) {
+                    Ok(header) if header.frame == active.next_frame => header,
+                    Ok(header) => {
+                        let (got, expected) = (header.frame, active.next_frame);
+                        return self.doubt_bytes(active, format!("frame {got} where {expected} should be"));
+                    }
+                    Err(error) => return self.doubt_bytes(active, error.to_string()),
+                };
+            if active.bytes.len() < header.size as usize {
+                return Moving::NeedBytes;
+            }
+            let payload = header.payload_size as usize;
+            active.position = active.position.max(FRAME_HEADER_SIZE);
+            while active.position < payload {
+                let record_at = offset + active.position as u32;
+                let bytes = std::mem::take(&mut active.bytes);
+                let outcome = match Record::decode(&bytes[active.position..payload], place, record_at) {
+                    Ok(decoded) if decoded.value_intact => self
+                        .deal_with(active, &decoded.record, record_at, clock)
+                        .map(|moved| (decoded.size, moved)),
+                    Ok(_) => Err(Moving::Damaged("a value does not match its checksum".into())),
+                    Err(error) => Err(Moving::Damaged(error.to_string())),
+                };
+                active.bytes = bytes;
+                match outcome {
+                    Ok((size, moved)) => {
+                        active.position += size;
+                        moved_size += moved;
+                    }
+                    Err(Moving::Damaged(what)) => return self.doubt_bytes(active, what),
+                    Err(other) => return other,
+                }
+                if moved_size > PASS_SIZE_MAX {
+                    return Moving::Pause(true);
+                }
+            }
+            active.bytes.drain(..header.size as usize);
+            active.at += u64::from(header.size);
+            active.position = 0;
+            active.next_frame += 1;
+        }
+    }
+
+    /// What was read is not what was written: it is read again before anything is called damaged.
+    fn doubt_bytes(&mut self, active: &mut Collection, what: String) -> Moving {
+        active.tries_left = active.tries_left.saturating_sub(1);
+        if active.tries_left == 0 {
+            return Moving::Damaged(what);
+        }
+        active.bytes.clear();
+        Moving::NeedBytes
+    }
+
+    /// Deals with one record; gives the bytes that were moved for it.
+    fn deal_with(
+        &mut self,
+        active: &Collection,
+        record: &Record<'_>,
+        offset: u32,
+        clock: Clock,
+    ) -> Result<u64, Moving> {
+        let at = active.shard;
+        let key = Key::copy_from_slice(record.key);
+        let moved = match self.fate(active, record, &key, offset, clock) {
+            Fate::Drop => return Ok(0),
+            Fate::Wait => return Err(Moving::Avoid),
+            Fate::MoveLive => Record { batch: None, ..*record },
+            Fate::MoveDelete => {
+                Record { kind: RecordType::Delete, value: &[], expires_at_ms: 0, batch: None, ..*record }
+            }
+            Fate::MoveCommit => Record { value: &[0, 0], ..*record },
+        };
+        let is_live = matches!(moved.kind, RecordType::Put);
+        match self.append(at, Draft { record: moved, purpose: Purpose::Collection, lazy: true }, clock) {
+            Ok(appended) => {
+                if is_live {
+                    let moved = Moved {
+                        key,
+                        from_sequence: record.sequence,
+                        at: appended,
+                        value_size: record.value.len() as u32,
+                        expires_at_ms: record.expires_at_ms,
+                    };
+                    self.shards[at].log.note_moved(moved);
+                }
+                self.collector.stats.bytes_moved += u64::from(appended.size);
+                Ok(u64::from(appended.size))
+            }
+            // The frame must go first: what fills it must not wait for the lazy ones' time.
+            Err(AppendError::Stall) => {
+                self.committer.hurry();
+                Err(Moving::Pause(false))
+            }
+            Err(AppendError::Failed(_)) => Err(Moving::GiveUp),
+        }
+    }
+
+    fn fate(
+        &mut self,
+        active: &Collection,
+        record: &Record<'_>,
+        key: &Key,
+        offset: u32,
+        clock: Clock,
+    ) -> Fate {
+        let at = active.shard;
+        let shard = &self.shards[at];
+        match record.kind {
+            RecordType::Retired => Fate::Drop,
+            // Only the oldest extent may have one, and then nothing is left that it drops.
+            RecordType::Clear => Fate::Drop,
+            RecordType::Commit => {
+                let Some(mark) = record.batch else { return Fate::Drop };
+                let batch = BatchId { boot: mark.boot, number: mark.number };
+                if shard.unsettled.contains(&batch) || shard.extents.has_older_parts(active.extent) {
+                    Fate::MoveCommit
+                } else {
+                    Fate::Drop
+                }
+            }
+            RecordType::Put | RecordType::Delete => {
+                if shard.is_pending(key) {
+                    return Fate::Drop;
+                }
+                let entry = shard.entry(key).copied();
+                let is_here = entry.is_some_and(|one| one.extent == active.extent && one.offset == offset);
+                let needed = match (record.kind, entry) {
+                    (_, Some(_)) => is_here,
+                    // Absent: this says so, as does one that expires, or an older record of the key would come back.
+                    (RecordType::Delete, None) => !active.is_oldest,
+                    (_, None) => record.expires_at_ms != 0 && !active.is_oldest,
+                };
+                if !needed {
+                    return Fate::Drop;
+                }
+                if shard.holds.contains_key(key) && self.is_prepared(at, key) {
+                    probe::hit(Probe::CollectionMetHold);
+                    return Fate::Wait;
+                }
+                if is_here && !is_expired(record.expires_at_ms, clock.unix_ms) {
+                    return Fate::MoveLive;
+                }
+                if is_here {
+                    // Reaps it.
+                    self.shards[at].lookup(key, clock.unix_ms);
+                    if active.is_oldest {
+                        return Fate::Drop;
+                    }
+                }
+                Fate::MoveDelete
+            }
+        }
+    }
+}
