@@ -48,12 +48,8 @@ impl Progress {
             let seconds = elapsed.as_secs_f64() * (total.saturating_sub(done)) as f64 / done as f64;
             format!(", about {seconds:.0} s left")
         };
-        let text = format!(
-            "basalt: {}: {} of {} ({percent:.0} %){left}",
-            self.what,
-            text_of(done),
-            text_of(total)
-        );
+        let text =
+            format!("basalt: {}: {} of {} ({percent:.0} %){left}", self.what, text_of(done), text_of(total));
         let mut out = std::io::stderr().lock();
         let _ = if self.is_terminal { write!(out, "\r\x1b[K{text}") } else { writeln!(out, "{text}") };
         let _ = out.flush();

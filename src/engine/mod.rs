@@ -315,7 +315,12 @@ impl<D: Device> Engine<D> {
             let left_ms = at.saturating_add(1).saturating_sub(clock.unix_ms).max(1);
             clock.monotonic_us.saturating_add(left_ms.saturating_mul(1_000))
         });
-        commit.into_iter().chain(expiry).chain(self.collect_deadline_us()).chain(self.scrub_deadline_us()).min()
+        commit
+            .into_iter()
+            .chain(expiry)
+            .chain(self.collect_deadline_us())
+            .chain(self.scrub_deadline_us())
+            .min()
     }
 
     /// Takes an operation. Its answer comes from `poll`, with `token`, once. Refused operations come back.

@@ -18,7 +18,9 @@ use crate::engine::device_format::{self, FormatOptions, OpenError};
 use crate::engine::dump::{Dump, DumpEvent};
 use crate::engine::durability::Durability;
 use crate::engine::memory::MemoryBudget;
-use crate::engine::op::{Answer, BatchId, Clock, Key, OpError, PinnedKey, Reply, ShardId, ShardOp, Value, WatchedKey};
+use crate::engine::op::{
+    Answer, BatchId, Clock, Key, OpError, PinnedKey, Reply, ShardId, ShardOp, Value, WatchedKey,
+};
 use crate::engine::recovery::{self, Damage};
 use crate::engine::{Engine, EngineStats, value_size_max};
 use crate::format::slot::shard_of;
