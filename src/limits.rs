@@ -62,6 +62,15 @@ pub const SCAN_STEP_MAX: usize = 512;
 /// bring as arguments.
 pub const BATCH_VALUES_SIZE_MAX: u64 = 64 << 20;
 
+/// Bytes a second that a node reads again to find damage: a terabyte in a day and a half.
+pub const SCRUB_RATE_DEFAULT: u64 = 8 << 20;
+
+/// Keys that one step of a dump reads.
+pub const DUMP_KEYS_MAX: usize = 256;
+
+/// Bytes of keys and values at which one step of a dump ends; one key may be larger.
+pub const DUMP_PART_SIZE: usize = 1 << 20;
+
 /// The longest pattern of KEYS and SCAN: it is matched with many keys in one go, byte for byte.
 pub const PATTERN_SIZE_MAX: usize = 4 << 10;
 

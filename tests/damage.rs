@@ -52,10 +52,14 @@ fn a_full_device_reads_and_deletes_and_restarts() {
     read_all(&mut client, &acked);
     // Full stays full, on another connection too, for batches as well, and in whole.
     let mut other = node.client();
+    // More than is left in the open extents of all shards.
     let big = vec![b'x'; 900_000];
-    let reply = call!(other, "MSET", "full:a", big, "full:b", big);
+    let names: Vec<String> = (0..30).map(|index| format!("big:{index}")).collect();
+    let pairs = names.iter().flat_map(|name| [name.as_bytes(), &big]);
+    let reply = other.call(&[&b"MSET"[..]].into_iter().chain(pairs).collect::<Vec<_>>());
     assert!(reply.error().starts_with("OOM"), "{reply:?}");
-    assert_eq!(call!(other, "EXISTS", "full:a", "full:b").int(), 0, "a refused batch did nothing");
+    let exists = [&b"EXISTS"[..]].into_iter().chain(names.iter().map(String::as_bytes));
+    assert_eq!(other.call(&exists.collect::<Vec<_>>()).int(), 0, "a refused batch did nothing");
     assert_eq!(call!(other, "DEL", "full:000000").int(), 1, "deletes have reserved space");
     acked.remove("full:000000");
     node.kill9();

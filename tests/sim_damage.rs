@@ -5,7 +5,7 @@
 
 #![cfg(test)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use basalt::device::sim::random::Random;
 use basalt::device::sim::{CrashChoice, Image, SimConfig, SimDisk};
@@ -14,6 +14,7 @@ use basalt::engine::batch::BatchReply;
 use basalt::engine::check::check;
 use basalt::engine::durability::Durability;
 use basalt::engine::op::{Clock, Key, OpError, Reply};
+use basalt::engine::salvage::{Finding, Saved, Sink, salvage};
 use basalt::sim::node::{Outcome, Request, SimNode, format};
 
 const SHARDS: u16 = 2;
@@ -99,15 +100,75 @@ struct Findings {
     served: u64,
     keys_in_error: u64,
     clean: u64,
+    /// Keys that a salvage gave and said to be in doubt, or old.
+    salvaged_in_doubt: u64,
+    salvaged_in_whole: u64,
+    salvage_refused: u64,
+}
+
+/// What a salvage gives.
+#[derive(Default)]
+struct Basket {
+    saved: BTreeMap<Key, Vec<u8>>,
+    flagged: BTreeSet<Key>,
+    has_suspects: bool,
+}
+
+impl Sink for Basket {
+    fn save(&mut self, saved: &Saved<'_>) -> std::io::Result<()> {
+        let before = self.saved.insert(Key::copy_from_slice(saved.key), saved.value.to_vec());
+        assert!(before.is_none(), "a key was given twice");
+        Ok(())
+    }
+
+    fn find(&mut self, finding: Finding) {
+        match finding {
+            Finding::Older(one) | Finding::InDoubt(one) | Finding::Lost(one) => {
+                self.flagged.insert(one.key);
+            }
+            Finding::Region(_) => self.has_suspects = true,
+            _ => {}
+        }
+    }
+
+    fn progress(&mut self, _: u64, _: u64) {}
 }
 
 impl Canonical {
+    /// What a salvage gives without saying that it may be wrong is right; what it calls complete is.
+    fn salvage(&self, what: &str, disk: &SimDisk, findings: &mut Findings) {
+        // In turns: a salvage takes as long as a boot.
+        let only_certain = findings.served % 2 == 1;
+        let mut basket = Basket::default();
+        let Ok(report) = salvage(disk.open_queue(), only_certain, 1_000_000, &mut basket) else {
+            findings.salvage_refused += 1;
+            return;
+        };
+        assert_eq!(report.keys_saved, basket.saved.len() as u64, "{what}: {report:?}");
+        for (key, value) in basket.saved.iter().filter(|(key, _)| !key.starts_with(TAIL.as_bytes())) {
+            let is_vouched_for = !basket.has_suspects && !basket.flagged.contains(key);
+            if is_vouched_for || only_certain {
+                let expected = self.model.get(key).and_then(Option::as_ref);
+                assert_eq!(Some(value), expected, "{what}: {key:?}, {report:?}");
+            } else {
+                findings.salvaged_in_doubt += 1;
+            }
+        }
+        if report.is_complete() {
+            findings.salvaged_in_whole += 1;
+            let is_missing = |key: &Key| !basket.saved.contains_key(key);
+            let missing = self.model.iter().find(|(key, value)| value.is_some() && is_missing(key));
+            assert!(missing.is_none(), "{what}: {missing:?} is missing and nothing is said, {report:?}");
+        }
+    }
+
     /// Damages a copy and asks it everything.
     fn mutate(&self, what: &str, damage: impl FnOnce(&SimDisk), findings: &mut Findings) {
         let disk = SimDisk::from_image(config(), 3, self.image.clone());
         damage(&disk);
         let is_clean = check(&mut disk.open_queue(), &mut |_, _| {}).is_ok_and(|report| report.is_clean());
         findings.clean += u64::from(is_clean);
+        self.salvage(what, &disk, findings);
         let Some(mut node) = boot(&disk) else {
             assert!(!is_clean, "{what}: the check finds nothing and the node does not start");
             findings.refused += 1;
@@ -182,6 +243,8 @@ fn a_flipped_bit_never_gives_a_wrong_answer() {
     println!("{findings:?}");
     assert!(findings.keys_in_error > 0 && findings.clean > 0, "{findings:?}");
     assert_eq!(findings.refused, 0, "one flipped bit must not take the node");
+    assert!(findings.salvaged_in_doubt > 0 && findings.salvaged_in_whole > 0, "{findings:?}");
+    assert_eq!(findings.salvage_refused, 0, "{findings:?}");
 }
 
 #[test]

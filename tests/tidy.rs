@@ -298,8 +298,8 @@ fn the_readme_names_commands_that_exist() {
             ["cargo", "run", "--release", "--", args @ ..] | ["basalt", args @ ..] => args,
             _ => continue,
         };
-        // `device` has commands of its own.
-        let command = if args[0] == "device" { &args[..2] } else { &args[..1] };
+        // These have commands of their own.
+        let command = if matches!(args[0], "device" | "inspect") { &args[..2] } else { &args[..1] };
         let help = basalt(&[command, &["--help"]].concat()).expect_code(0, &format!("README: {line}"));
         for option in args.iter().filter(|arg| arg.starts_with("--")) {
             let name = option.split('=').next().unwrap_or(option);

@@ -22,6 +22,7 @@ struct ConfigFile {
     checkpoint_interval: Option<String>,
     max_clients: Option<u32>,
     memory: Option<String>,
+    scrub_rate: Option<String>,
     allow_remote_clients: Option<bool>,
 }
 
@@ -47,6 +48,9 @@ pub(super) fn apply(args: &mut ServeArgs, path: &Path) -> Result<(), String> {
     }
     if let (None, Some(text)) = (args.memory, file.memory) {
         args.memory = Some(size::parse(&text).map_err(|error| wrong("memory", error.to_string()))?);
+    }
+    if let (None, Some(text)) = (args.scrub_rate, file.scrub_rate) {
+        args.scrub_rate = Some(size::parse(&text).map_err(|error| wrong("scrub-rate", error.to_string()))?);
     }
     if let (None, Some(cores)) = (&args.cores, file.cores) {
         args.cores = Some(cores.parse().map_err(|error| wrong("cores", format!("{error}")))?);

@@ -1,16 +1,21 @@
 //! The command line: what a person types, and what they are told.
 //!
 //! Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused
-//! for safety; `check` adds 4 (damage found) and 8 (could not run).
+//! for safety; `check` and `salvage` add 4 (damage found) and 8 (could not run).
 
 mod check;
 mod config_file;
 mod device;
 mod device_path;
 mod doctor;
+mod dump;
+mod export;
 mod format;
+mod inspect;
 mod memory;
+mod node_client;
 mod progress;
+mod salvage;
 mod serve;
 
 use std::fmt::Display;
@@ -41,6 +46,15 @@ enum Command {
     Format(FormatArgs),
     /// Read everything on a device and verify it: exit code 0 clean, 4 damage found, 8 could not run.
     Check(CheckArgs),
+    /// Export everything that can be read of a device, damaged or not, to be loaded with `redis-cli --pipe` or `basalt restore`:
+    /// exit code 0 everything, 4 something was lost or is in doubt, 8 could not run. Writes nothing to the device.
+    Salvage(SalvageArgs),
+    /// Save all keys of a running node, as they are at one moment, to a file for `restore` or `redis-cli --pipe`.
+    Dump(dump::DumpArgs),
+    /// Load a file that `dump` or `salvage` wrote into a running node.
+    Restore(dump::RestoreArgs),
+    /// Show what is on a device that is not served: superblock, extents, one extent's records, one key's records.
+    Inspect(inspect::InspectArgs),
     /// NVMe controllers: show them, give them to user space and back.
     Device(device::DeviceArgs),
     /// Look at this machine and explain what keeps a node from running well: exit code 0 when `serve` on a file works.
@@ -131,6 +145,9 @@ struct ServeArgs {
     /// a quarter of the machine's memory, or of what this process's control group may have]
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     memory: Option<u64>,
+    /// Bytes a second that are read again to find damage; 0 for none [default: 8MiB]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    scrub_rate: Option<u64>,
     /// Listen on an address that other machines can reach, although any client may read and write everything.
     #[arg(long)]
     allow_remote_clients: bool,
@@ -180,6 +197,27 @@ struct CheckArgs {
     spdk: SpdkArgs,
 }
 
+#[derive(Debug, Args)]
+struct SalvageArgs {
+    /// File, block device or NVMe controller, as for serve; no node may be serving it
+    #[arg(long, value_name = "PATH")]
+    device: PathBuf,
+    /// File for the keys, as RESP commands; - is standard output
+    #[arg(long, value_name = "FILE")]
+    to: PathBuf,
+    /// Leave out keys whose value may not be the newest, because newer records may have been lost.
+    #[arg(long)]
+    only_certain: bool,
+    /// Replace the file if it is there.
+    #[arg(long)]
+    force: bool,
+    /// Summary as JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    spdk: SpdkArgs,
+}
+
 /// What a command ended with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 enum Exit {
@@ -219,6 +257,10 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Serve(args) => serve::serve(args),
         Command::Format(args) => format::format(&args),
         Command::Check(args) => check::check(&args),
+        Command::Salvage(args) => salvage::salvage(&args),
+        Command::Dump(args) => dump::dump(&args),
+        Command::Restore(args) => dump::restore(&args),
+        Command::Inspect(args) => inspect::inspect(&args),
         Command::Device(args) => device::device(&args),
         Command::Doctor(args) => doctor::doctor(&args),
     }

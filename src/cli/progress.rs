@@ -26,6 +26,15 @@ impl Progress {
 
     /// Bytes done and to do.
     pub(super) fn show(&mut self, done: u64, total: u64) {
+        self.show_as(done, total, &size::show);
+    }
+
+    /// Things done and to do.
+    pub(super) fn show_count(&mut self, done: u64, total: u64, what: &str) {
+        self.show_as(done, total, &|count| format!("{count} {what}"));
+    }
+
+    fn show_as(&mut self, done: u64, total: u64, text_of: &dyn Fn(u64) -> String) {
         let elapsed = self.started.elapsed();
         let interval = INTERVALS[usize::from(!self.is_terminal)];
         if elapsed < QUIET || self.shown.is_some_and(|shown| shown.elapsed() < interval) {
@@ -39,12 +48,8 @@ impl Progress {
             let seconds = elapsed.as_secs_f64() * (total.saturating_sub(done)) as f64 / done as f64;
             format!(", about {seconds:.0} s left")
         };
-        let text = format!(
-            "basalt: {}: {} of {} ({percent:.0} %){left}",
-            self.what,
-            size::show(done),
-            size::show(total)
-        );
+        let text =
+            format!("basalt: {}: {} of {} ({percent:.0} %){left}", self.what, text_of(done), text_of(total));
         let mut out = std::io::stderr().lock();
         let _ = if self.is_terminal { write!(out, "\r\x1b[K{text}") } else { writeln!(out, "{text}") };
         let _ = out.flush();

@@ -14,7 +14,7 @@ use super::{EngineName, Exit, ServeArgs, config_file, fail, format, memory, note
 use crate::device::Namespace;
 use crate::engine::device_format::OpenError;
 use crate::format::superblock::NoQuorum;
-use crate::limits::{CONNECTION_COUNT_MAX, REACTOR_COUNT_MAX};
+use crate::limits::{CONNECTION_COUNT_MAX, REACTOR_COUNT_MAX, SCRUB_RATE_DEFAULT};
 use crate::net::port::Port;
 use crate::node::{self, Node, NodeConfig, NodeError, Opened};
 use crate::reactor::{SpinPolicy, cores};
@@ -192,6 +192,7 @@ fn serve_on<N: Namespace>(
         cores: reactors,
         connection_count_max: connection_count(args.max_clients),
         memory_size_max,
+        scrub_rate: args.scrub_rate.unwrap_or(SCRUB_RATE_DEFAULT),
         ..NodeConfig::default()
     };
     let summary = summary(&opened);

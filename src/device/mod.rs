@@ -22,6 +22,7 @@ mod check;
 mod conformance;
 pub mod file;
 mod heap_pool;
+pub mod rescue;
 pub mod signature;
 pub mod sim;
 #[cfg(feature = "spdk")]

@@ -94,7 +94,7 @@ pub fn check<D: Device>(device: &mut D, progress: &mut dyn FnMut(u64, u64)) -> R
 
 /// A committed batch has parts in as many shards as its commit record says, unless a FLUSHALL made them void or garbage
 /// collection has been there.
-fn missing_parts(shards: &[ScannedShard]) -> Vec<Damage> {
+pub(super) fn missing_parts(shards: &[ScannedShard]) -> Vec<Damage> {
     if shards.iter().any(ScannedShard::has_retired) {
         return Vec::new();
     }

@@ -1,6 +1,7 @@
 //! Superblocks on a device: formatting, opening, updating.
 
 use super::op::Clock;
+use crate::device::rescue::RescueDevice;
 use crate::device::{Device, IoError, blocking};
 use crate::format::gpt;
 use crate::format::layout::{self, EXTENTS_OFFSET, SUPERBLOCK_COPIES, TooSmall};
@@ -144,6 +145,53 @@ fn write_superblock<D: Device>(
 
 /// Reads the copies and chooses. Checks that the device fits what it was formatted as.
 pub fn read_superblock<D: Device>(device: &mut D) -> Result<Quorum, OpenError> {
+    let (copies, size) = read_copies(device)?;
+    if size > device.geometry().size() {
+        return Err(OpenError::Truncated { formatted: size, device: device.geometry().size() });
+    }
+    let quorum = superblock::choose(&copies)?;
+    check_block_size(&quorum.superblock, device)?;
+    Ok(quorum)
+}
+
+/// What can be had of the superblock by who only reads: a single copy will do, and a part of the device may be missing. Says
+/// what is wrong.
+pub fn read_superblock_for_rescue<D: Device>(
+    device: &mut RescueDevice<D>,
+) -> Result<(Superblock, Vec<String>), OpenError> {
+    let (copies, size) = read_copies(device)?;
+    let mut notes = Vec::new();
+    if size > device.geometry().size() {
+        let (formatted, real) = (size::show(size), size::show(device.geometry().size()));
+        notes.push(format!("it was formatted with {formatted} but only {real} are there"));
+    }
+    let superblock = match superblock::choose(&copies) {
+        Ok(Quorum { superblock, bad }) => {
+            let bad = bad.iter().map(|(copy, what)| format!("superblock copy {copy}: {what}"));
+            notes.extend(bad);
+            superblock
+        }
+        Err(error @ NoQuorum::Damaged { .. }) => {
+            let superblock = superblock::choose_any(&copies).ok_or_else(|| error.clone())?;
+            notes.push(format!("{error}; one that is intact is believed"));
+            superblock
+        }
+        Err(error) => return Err(error.into()),
+    };
+    check_block_size(&superblock, device)?;
+    device.extend_to(superblock.layout.device_size);
+    Ok((superblock, notes))
+}
+
+fn check_block_size<D: Device>(superblock: &Superblock, device: &D) -> Result<(), OpenError> {
+    let (formatted, device) = (superblock.block_size, device.geometry().block_size);
+    if formatted % device != 0 { Err(OpenError::BlockSize { formatted, device }) } else { Ok(()) }
+}
+
+/// The copies as read, those that are missing empty, and the size that the device was formatted with.
+pub(super) fn read_copies<D: Device>(
+    device: &mut D,
+) -> Result<([Vec<u8>; SUPERBLOCK_COPIES], u64), OpenError> {
     let geometry = device.geometry().clone();
     let length = SUPERBLOCK_SIZE.next_multiple_of(geometry.block_size as usize);
     let read = |device: &mut D, device_size: u64, copy: usize| {
@@ -171,17 +219,9 @@ pub fn read_superblock<D: Device>(device: &mut D) -> Result<Quorum, OpenError> {
     // A device that grew keeps its far copies where its old end was.
     let formatted = copies[..2].iter().find_map(|bytes| Superblock::decode(bytes).ok());
     let size = formatted.map_or(geometry.size(), |(_, superblock)| superblock.layout.device_size);
-    if size > geometry.size() {
-        return Err(OpenError::Truncated { formatted: size, device: geometry.size() });
-    }
     copies[2] = read(device, size, 2)?;
     copies[3] = read(device, size, 3)?;
-    let quorum = superblock::choose(&copies)?;
-    let formatted = quorum.superblock.block_size;
-    if formatted % geometry.block_size != 0 {
-        return Err(OpenError::BlockSize { formatted, device: geometry.block_size });
-    }
-    Ok(quorum)
+    Ok((copies, size))
 }
 
 /// Opens a device for a start of the node: the next boot is durable in every copy before anything else happens.

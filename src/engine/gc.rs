@@ -92,6 +92,9 @@ pub(super) struct Collector {
     credit: i64,
     since_oldest: u32,
     next_look_us: u64,
+    /// When the extents were last looked at, and whether anything was logged since.
+    looked_us: u64,
+    has_news: bool,
     retry_us: u64,
     /// Bytes of victim for each byte that clients write, in 1/256.
     ratio: i64,
@@ -110,6 +113,8 @@ impl Collector {
             credit: 0,
             since_oldest: 0,
             next_look_us: 0,
+            looked_us: 0,
+            has_news: false,
             retry_us: 0,
             ratio: 256,
             compactions: Vec::new(),
@@ -121,6 +126,7 @@ impl Collector {
 
     /// Clients wrote: as much of the victims may be read as gives that much back.
     pub(super) fn on_user_append(&mut self, size: u32) {
+        self.has_news = true;
         if self.active.is_some() {
             self.credit = (self.credit + i64::from(size) * self.ratio / 256).min(64 << 20);
         }
@@ -137,10 +143,17 @@ impl<D: Device> Engine<D> {
         if !self.collector.enabled || self.stopping {
             return false;
         }
-        if clock.monotonic_us >= self.collector.next_look_us {
-            self.look(clock);
+        let enough = self.superblock.layout.extent_size;
+        if self.allocator.reclaimable() >= enough {
+            return true;
         }
-        self.allocator.reclaimable() >= self.superblock.layout.extent_size
+        // What became garbage since the last look is not in the figures yet: whoever asks too soon waits for the next one.
+        if clock.monotonic_us < self.collector.looked_us + LOOK_INTERVAL_US {
+            self.collector.next_look_us = self.collector.looked_us + LOOK_INTERVAL_US;
+            return self.collector.has_news;
+        }
+        self.look(clock);
+        self.allocator.reclaimable() >= enough
     }
 
     /// One pass of garbage collection. True when anything happened.
@@ -179,7 +192,9 @@ impl<D: Device> Engine<D> {
         // Another engine may come to wait for what this one can free, and can't say so.
         let has_reason =
             |shard: &Shard| !shard.stalled.is_empty() || shard.cleared.is_some() || shard.reclaimable > 0;
-        let waits = self.shards.iter().any(has_reason) || !self.collector.compactions.is_empty();
+        let waits = self.collector.has_news
+            || self.shards.iter().any(has_reason)
+            || !self.collector.compactions.is_empty();
         (self.collector.enabled && waits).then_some(self.collector.next_look_us)
     }
 
@@ -229,6 +244,8 @@ impl<D: Device> Engine<D> {
         let soon = low || !self.collector.compactions.is_empty();
         let interval = if soon { LOOK_INTERVAL_US } else { IDLE_LOOK_INTERVAL_US };
         self.collector.next_look_us = clock.monotonic_us + interval;
+        self.collector.looked_us = clock.monotonic_us;
+        self.collector.has_news = false;
         let extent_size = self.superblock.layout.extent_size;
         let mut candidates = Vec::new();
         let mut progress = false;

@@ -215,7 +215,7 @@ impl Index for HashIndex {
             bucket.retain(|slot| {
                 let stays = keep(&slot.entry);
                 gone += u64::from(!stays);
-                keys_size += if stays { 0 } else { allocated(slot.key.len()) };
+                keys_size += if stays { 0 } else { slot.key.heap_size() };
                 stays
             });
         }

@@ -32,6 +32,8 @@ pub(super) enum Purpose {
     Checkpoint,
     /// A piece of an extent that is being collected.
     Collect,
+    /// A piece of an extent that is read again.
+    Scrub,
     /// The deallocation of an extent that is free again.
     Trim {
         /// The shard that it was of, among those of the engine.

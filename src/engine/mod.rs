@@ -20,10 +20,12 @@ pub mod checkpoint;
 pub mod clear;
 mod commit;
 pub mod device_format;
+pub mod dump;
 pub mod durability;
 mod extents;
 pub mod gc;
 pub mod index;
+pub mod inspect;
 mod io_queue;
 mod log;
 pub mod memory;
@@ -31,6 +33,8 @@ pub mod op;
 mod operations;
 mod reads;
 pub mod recovery;
+pub mod salvage;
+pub mod scrub;
 mod shard;
 
 use std::collections::VecDeque;
@@ -54,6 +58,7 @@ use memory::MemoryBudget;
 use op::{Answer, Clock, HoldId, OpError, ShardId, ShardOp};
 use operations::{BatchHold, Operation};
 use reads::ReadJob;
+use scrub::{ScrubStats, Scrubber};
 use shard::Shard;
 pub use shard::ShardState;
 
@@ -90,6 +95,8 @@ pub struct EngineStats {
     pub gc: GcStats,
     /// What became of checkpoints.
     pub checkpoints: CheckpointStats,
+    /// What the scrubber found.
+    pub scrub: ScrubStats,
     /// Reads that the cache answered.
     pub cache_hits: u64,
     /// Reads that it could not answer.
@@ -123,6 +130,7 @@ pub struct Engine<D> {
     committer: Committer,
     collector: Collector,
     checkpointer: Checkpointer,
+    scrubber: Scrubber,
     /// When operations that wait for room were last tried again.
     stalled_tried_us: u64,
     value_size_max: u64,
@@ -171,6 +179,7 @@ impl<D: Device> Engine<D> {
             committer: Committer::new(durability),
             collector: Collector::new(),
             checkpointer: Checkpointer::default(),
+            scrubber: Scrubber::default(),
             stalled_tried_us: 0,
             answers: Vec::new(),
             abandoned: Vec::new(),
@@ -294,6 +303,7 @@ impl<D: Device> Engine<D> {
             groups: self.committer.group_count(),
             gc: self.collector.stats,
             checkpoints: self.checkpointer.stats,
+            scrub: self.scrubber.stats,
             cache_hits: self.cache.counts().0,
             cache_misses: self.cache.counts().1,
             ..self.stats
@@ -314,7 +324,12 @@ impl<D: Device> Engine<D> {
             let left_ms = at.saturating_add(1).saturating_sub(clock.unix_ms).max(1);
             clock.monotonic_us.saturating_add(left_ms.saturating_mul(1_000))
         });
-        commit.into_iter().chain(expiry).chain(self.collect_deadline_us()).min()
+        commit
+            .into_iter()
+            .chain(expiry)
+            .chain(self.collect_deadline_us())
+            .chain(self.scrub_deadline_us())
+            .min()
     }
 
     /// Takes an operation. Its answer comes from `poll`, with `token`, once. Refused operations come back.
@@ -372,12 +387,14 @@ impl<D: Device> Engine<D> {
                 io_queue::Purpose::Write { frame } => self.on_group_write(frame, one.status, clock),
                 io_queue::Purpose::Flush => self.on_group_flush(one.status, clock),
                 io_queue::Purpose::Checkpoint => self.on_checkpoint_write(one.status),
+                io_queue::Purpose::Scrub => self.on_scrub_piece(one.buf, one.status),
                 io_queue::Purpose::Trim { shard, extent } => self.on_trimmed(shard, extent, one.status),
                 io_queue::Purpose::Collect => self.on_collect_read(one.buf, one.status, clock),
             }
         }
         self.finished = finished;
         self.abandon_holds(clock);
+        self.check_pins();
         for at in 0..self.shards.len() {
             if !self.shards[at].gate.is_empty() {
                 self.open_gate(at, clock);
@@ -394,7 +411,7 @@ impl<D: Device> Engine<D> {
         }
         self.cache.adjust();
         self.start_reads();
-        let collected = self.collect(clock) | self.go_on_with_checkpoint();
+        let collected = self.scrub(clock) | self.collect(clock) | self.go_on_with_checkpoint();
         self.retry_stalled(clock);
         let started = self.start_group(clock);
         self.queue.submit();

@@ -104,6 +104,15 @@ pub enum OpError {
         /// The device's words.
         detail: String,
     },
+    /// Only one dump at a time.
+    #[error("BUSY another dump is under way: wait for it, or a quarter of a minute if its reader has gone")]
+    DumpBusy,
+    /// A dump did not come to its end.
+    #[error("ERR the dump was given up: {why}; begin another one")]
+    DumpLost {
+        /// The reason.
+        why: &'static str,
+    },
     /// The engine has as many operations as it admits.
     #[error("BUSY too many operations in flight, try again")]
     Busy,
@@ -218,6 +227,13 @@ pub enum ShardOp {
     Close,
     /// Drops every key of the shard, as a logged record, and opens it again if it was closed. Answer: `Done` when durable.
     Clear,
+    /// Takes a pin of the shard as it is, and opens it again if it was closed. Answer: `Done` when what is pinned is durable (by
+    /// the mode).
+    Pin,
+    /// Reads on from the pin. Answer: `Pinned`, or `Failed` when it was given up.
+    PinRead,
+    /// Lets go of the pin, if there is one. Answer: `Done`.
+    Unpin,
     /// Makes everything logged so far durable, whatever the mode. Answer: `Done`.
     Sync,
     /// Collects every extent of which that frees a part worth it. Answer: `Done`.
@@ -285,6 +301,17 @@ pub struct Current {
     pub value: Option<Value>,
 }
 
+/// A key as a pin has it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PinnedKey {
+    /// The key.
+    pub key: Key,
+    /// Its value, or why it can't be read.
+    pub value: Result<Value, OpError>,
+    /// Milliseconds since the Unix epoch, 0 for none.
+    pub expires_at_ms: u64,
+}
+
 /// What a shard answers.
 #[derive(Debug)]
 pub enum Answer {
@@ -314,6 +341,13 @@ pub enum Answer {
         cursor: u64,
         /// Live keys.
         keys: Vec<Key>,
+    },
+    /// Keys of a pin.
+    Pinned {
+        /// As they were.
+        keys: Vec<PinnedKey>,
+        /// There are no more in this shard.
+        is_last: bool,
     },
     /// How many keys there are.
     Count(u64),

@@ -20,6 +20,7 @@ use crate::limits::KEY_SIZE_MAX;
 
 mod batches;
 mod gate;
+mod pins;
 
 pub(super) use batches::commit_record;
 
@@ -50,6 +51,10 @@ pub(super) enum State {
     CommitCopy { batch: BatchId, coordinator: ShardId },
     /// Waits at the gate until nothing holds a key.
     Clear,
+    /// Waits at the gate until nothing holds a key, to take a pin.
+    Pin,
+    /// Waits for values of a pin's keys.
+    PinReading(Box<pins::PinReading>),
     /// Waits at the gate until nothing holds a key, to be told of it.
     Close,
     /// Keeps the gate closed until its Clear comes.
@@ -155,7 +160,10 @@ impl<D: Device> Engine<D> {
                 self.answers.push((token, Answer::Done));
             }
             ShardOp::Close => self.close_gate(at, token, clock),
-            ShardOp::Clear => self.clear(at, token, clock),
+            ShardOp::Clear => self.take_gate(at, token, State::Clear, clock),
+            ShardOp::Pin => self.take_gate(at, token, State::Pin, clock),
+            ShardOp::PinRead => self.read_pinned(at, token, clock),
+            ShardOp::Unpin => self.unpin(at, token),
             ShardOp::Watch { key } => {
                 // Reaped first, so that an expiry that is already past does not count as a change later.
                 self.shards[at].lookup(&key, clock.unix_ms);

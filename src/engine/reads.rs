@@ -28,6 +28,15 @@ pub(super) enum ReadFor {
         /// Which key.
         index: usize,
     },
+    /// Nobody: whether it can be read is what is asked.
+    Scrub,
+    /// One of the keys of a pin.
+    Pin {
+        /// Its operation's id.
+        operation: usize,
+        /// Which key.
+        index: usize,
+    },
 }
 
 /// A record on its way from the device.
@@ -142,14 +151,19 @@ impl<D: Device> Engine<D> {
             self.send_read(id);
             return;
         }
-        if let Err(OpError::Damaged { detail }) = &result {
+        if let Err(OpError::Damaged { detail }) = &result
+            && !matches!(job.to, ReadFor::Scrub)
+        {
             self.stats.damaged_reads += 1;
             tracing::error!("damaged record: {detail}");
         }
         drop(buf);
         let job = self.reads.remove(id);
         self.reads_size -= job.size;
-        if let Ok(value) = &result {
+        // What a dump or a scrub reads is not what clients read.
+        if let Ok(value) = &result
+            && !matches!(job.to, ReadFor::Pin { .. } | ReadFor::Scrub)
+        {
             let shard = &self.shards[job.shard];
             self.cache.insert(shard.hash(&job.key), shard.id, job.entry.sequence, value);
         }
@@ -157,6 +171,10 @@ impl<D: Device> Engine<D> {
         match job.to {
             ReadFor::Key(operation) => self.on_key_read(operation, result, clock),
             ReadFor::Lock { operation, index } => self.on_lock_read(operation, index, result),
+            ReadFor::Scrub => {
+                self.on_scrub_record(job.shard, &job.key, &job.entry, result.as_ref().err());
+            }
+            ReadFor::Pin { operation, index } => self.on_pin_read(operation, index, result),
         }
     }
 

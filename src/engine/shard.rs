@@ -7,8 +7,12 @@
 //! - A key is in the pending set exactly while its newest record's frame is not written.
 //! - An operation that must wait between reading a key and writing it holds the key; whoever comes next waits in line.
 
+mod pin;
+mod state;
 #[cfg(test)]
 mod tests;
+
+pub use state::ShardState;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::BuildHasher;
@@ -29,6 +33,10 @@ use crate::format::record::{Record, RecordType};
 use crate::format::superblock::Superblock;
 use crate::limits::KEY_SIZE_MAX;
 use crate::probe::{self, Probe};
+
+use pin::Pin;
+
+pub(super) use pin::Before;
 
 /// Hashes keys with the device's secret: no randomness of the process, no collisions that clients could choose.
 #[derive(Clone, Copy)]
@@ -80,74 +88,6 @@ struct Watch {
 /// Answers that wait for a frame.
 pub(super) type Waiters = BTreeMap<u64, Vec<(u64, Answer)>>;
 
-/// What recovery hands over.
-pub struct ShardState {
-    pub(super) id: ShardId,
-    pub(super) index: HashIndex,
-    pub(super) log: ShardLog,
-    pub(super) extents: Extents,
-    pub(super) durable_frame: u64,
-    pub(super) clean: bool,
-    pub(super) doubt: Doubt,
-    /// Nothing of it is damaged, so garbage can be told from what was lost.
-    pub(super) is_collectable: bool,
-    /// Batches with live parts here that only another shard's commit record decides, with that shard.
-    pub(super) copies_due: Vec<(BatchId, ShardId)>,
-}
-
-impl ShardState {
-    /// Keys in it, expired ones that are still stored included.
-    pub fn key_count(&self) -> u64 {
-        self.index.len()
-    }
-
-    /// Bytes of memory that the index takes.
-    pub fn index_size(&self) -> u64 {
-        self.index.heap_size() as u64
-    }
-
-    /// Whether records were lost that may concern keys of this shard: those keys answer an error.
-    pub fn is_in_doubt(&self) -> bool {
-        self.doubt.is_any()
-    }
-
-    /// Which shard it is.
-    pub fn id(&self) -> ShardId {
-        self.id
-    }
-
-    /// In what this state and another of the same shard, found another way, say different things about a key. One that has
-    /// expired may be there or not.
-    pub fn difference(&self, other: &ShardState, secret: &[u8; 16], now_ms: u64) -> Option<String> {
-        // A frame whose write failed may be there and in the next extent again: it is the same record.
-        let anywhere = |entry: &Entry| Entry { extent: 0, offset: 0, ..*entry };
-        let mut found = None;
-        for (one, another) in [(self, other), (other, self)] {
-            one.each(&mut |key, entry| {
-                let hash = hash_key(secret, key);
-                let there = another.index.get(hash, key);
-                if found.is_none()
-                    && there.map(anywhere) != Some(anywhere(entry))
-                    && !is_expired(entry.expires_at_ms, now_ms)
-                {
-                    found = Some(format!("key '{}': {entry:?} and {there:?}", key.escape_ascii()));
-                }
-            });
-        }
-        found
-    }
-
-    fn each(&self, visit: &mut dyn FnMut(&[u8], &Entry)) {
-        let mut cursor = 0;
-        loop {
-            cursor = self.index.scan(cursor, 1024, visit);
-            if cursor == 0 {
-                break;
-            }
-        }
-    }
-}
-
 /// A FLUSHALL: extents older than its own hold nothing any more.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Cleared {
@@ -198,6 +138,8 @@ pub(super) struct Shard {
     pub(super) clean: bool,
     /// What can't be said because records were lost.
     doubt: Doubt,
+    /// The shard as it was at one moment, for a dump.
+    pin: Option<Box<Pin>>,
 }
 
 impl Shard {
@@ -240,6 +182,7 @@ impl Shard {
             unknown_all: false,
             clean: state.clean,
             doubt: state.doubt,
+            pin: None,
             superblock,
         }
     }
@@ -272,7 +215,7 @@ impl Shard {
         const EXPIRY_SIZE: usize = 128;
         let index = self.index.heap_size();
         let key_size = index / (self.index.len() as usize).max(1);
-        index + self.expiries.len() * (EXPIRY_SIZE + key_size.min(KEY_SIZE_MAX))
+        index + self.expiries.len() * (EXPIRY_SIZE + key_size.min(KEY_SIZE_MAX)) + self.pin_size()
     }
 
     /// Bytes of memory of what is on its way to the device.
@@ -311,6 +254,11 @@ impl Shard {
         if record.kind == RecordType::Clear {
             self.cleared = Some(Cleared { frame: at.frame, extent: at.extent });
         }
+    }
+
+    /// Where the keys' records are, of those that are on the device.
+    pub(super) fn index(&self) -> &HashIndex {
+        &self.index
     }
 
     /// The entry of a key whose newest record is on the device.
@@ -446,6 +394,7 @@ impl Shard {
             self.doubt.known_absent.insert(key.clone());
         }
         let hash = self.hash(&key);
+        self.note_before(&key, hash);
         let before = match self.pending.get(&key) {
             Some(pending) => (pending.value.is_some() && !pending.reaped).then_some(pending.expires_at_ms),
             None => self.index.get(hash, &key).map(|entry| entry.expires_at_ms),
@@ -588,6 +537,7 @@ impl Shard {
                 self.touch(&key);
             }
         }
+        self.lose_pin("a FLUSHALL came in between");
         self.index.clear();
         self.extents.on_clear();
         self.pending.clear();
@@ -600,6 +550,7 @@ impl Shard {
 
     /// After a failed write or flush: what was pending may or may not be there after a restart.
     pub(super) fn poison(&mut self) {
+        self.lose_pin("the device failed a write");
         let pending: Vec<(Key, Pending)> = self.pending.drain().collect();
         for (key, pending) in pending {
             if pending.value.is_some() && !pending.reaped {

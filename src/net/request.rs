@@ -63,11 +63,25 @@ pub enum Request {
         /// Whether the answer may come before.
         background: bool,
     },
+    /// A step of a dump.
+    Dump(DumpStep),
     /// Stops the node; answered only when it does not stop.
     Shutdown {
         /// Whether to make everything durable first.
         save: bool,
     },
+}
+
+/// A step of a dump of all keys as they are at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DumpStep {
+    /// Begins it. Answered with its number.
+    Begin,
+    /// Reads on. Answered with an array: whether these are the last keys (1 or 0), then for each its name, its value or an error,
+    /// and when it expires (milliseconds since the Unix epoch, 0 for never).
+    Next(u64),
+    /// Ends it. Answered with OK.
+    End(u64),
 }
 
 impl Request {
@@ -85,6 +99,7 @@ impl Request {
             | Self::FlushAll
             | Self::Compact
             | Self::Save { .. }
+            | Self::Dump(_)
             | Self::Shutdown { .. } => true,
         }
     }

@@ -1,7 +1,7 @@
 //! What a node is told at its start.
 
 use crate::engine::durability::Durability;
-use crate::limits::{CONNECTION_COUNT_MAX, MEMORY_SIZE_DEFAULT};
+use crate::limits::{CONNECTION_COUNT_MAX, MEMORY_SIZE_DEFAULT, SCRUB_RATE_DEFAULT};
 use crate::reactor::SpinPolicy;
 
 /// Settings of a node beyond its device and its port.
@@ -21,6 +21,8 @@ pub struct NodeConfig {
     pub connection_count_max: usize,
     /// Bytes of memory that the node may take, at least [`super::memory::memory_size_min`].
     pub memory_size_max: u64,
+    /// Bytes a second that are read again to find damage; 0 for none.
+    pub scrub_rate: u64,
     /// In-process callers that will be given a [`super::Client`].
     pub client_count: usize,
 }
@@ -35,6 +37,7 @@ impl Default for NodeConfig {
             spin: SpinPolicy::default(),
             connection_count_max: CONNECTION_COUNT_MAX,
             memory_size_max: MEMORY_SIZE_DEFAULT,
+            scrub_rate: SCRUB_RATE_DEFAULT,
             client_count: 0,
         }
     }

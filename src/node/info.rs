@@ -103,6 +103,7 @@ fn section_fields(shared: &Shared, section: &str) -> Vec<(&'static str, String)>
             ("checkpoint_bytes_written", figure(|f| &f.checkpoint_bytes)),
             ("checkpoints_skipped", figure(|f| &f.checkpoints_skipped)),
             ("records_appended", figure(|f| &f.records)),
+            ("dump_in_progress", u8::from(shared.dump_running.load(Ordering::Relaxed)).to_string()),
         ],
         "stats" => {
             let commands = shared.sum(|f| &f.commands);
@@ -144,6 +145,10 @@ fn section_fields(shared: &Shared, section: &str) -> Vec<(&'static str, String)>
                 ("user_bytes_written", user.to_string()),
                 ("device_bytes_written", written.to_string()),
                 ("device_bytes_read", figure(|f| &f.bytes_read)),
+                ("scrub_bytes", figure(|f| &f.scrub_bytes)),
+                ("scrub_passes", shared.least(|f| &f.scrub_passes).to_string()),
+                ("scrub_last_pass_ms", shared.least(|f| &f.scrub_last_pass_ms).to_string()),
+                ("scrub_damaged_records", figure(|f| &f.scrub_damaged)),
                 ("write_amplification", format!("{amplification:.2}")),
                 ("gc_extents_collected", figure(|f| &f.gc_extents_collected)),
                 ("gc_extents_freed", figure(|f| &f.gc_extents_freed)),

@@ -10,6 +10,7 @@
 
 pub mod client;
 pub mod config;
+mod dump;
 mod info;
 pub mod memory;
 pub mod open;

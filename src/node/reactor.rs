@@ -1,5 +1,7 @@
 //! One reactor of a node: its shards, its sockets, its mailboxes, in one loop.
 
+mod dumps;
+
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -37,6 +39,9 @@ const DRAIN_TIME_US: u64 = 5_000_000;
 /// How often a reactor that waits for the others at a stop looks again.
 const STOP_POLL: Duration = Duration::from_millis(1);
 
+/// How often a dump is looked at, whose reader may have gone.
+const DUMP_POLL: Duration = Duration::from_secs(1);
+
 /// How often a device without a wake descriptor is looked at while nothing is in flight: it may have been reset or removed.
 const DEVICE_POLL: Duration = Duration::from_millis(100);
 
@@ -55,6 +60,8 @@ pub(super) struct Core<D> {
     tasks: Slab<Task>,
     clock: Clock,
     batch_counter: u64,
+    /// The task of the dump that a client of this reactor reads.
+    dump: Option<usize>,
     /// Steps of tasks under way that a full ring or engine refused, per peer, this reactor included. Bounded by the tasks.
     outbox: Vec<VecDeque<ShardRequest>>,
     /// Requests from peers that the engine refused. While there is one, nothing more is taken from that peer.
@@ -148,6 +155,7 @@ impl<D: Device> NodeReactor<D> {
             mesh,
             tasks: Slab::new(),
             batch_counter: 0,
+            dump: None,
             outbox: std::iter::repeat_with(VecDeque::new).take(peers).collect(),
             inbox: std::iter::repeat_with(VecDeque::new).take(peers).collect(),
             answer_outbox: std::iter::repeat_with(VecDeque::new).take(peers).collect(),
@@ -249,6 +257,10 @@ impl<D: Device> NodeReactor<D> {
         set(&figures.records, engine.records);
         set(&figures.damaged_reads, engine.damaged_reads);
         set(&figures.extents_left, engine.extents_left);
+        set(&figures.scrub_bytes, engine.scrub.bytes);
+        set(&figures.scrub_passes, engine.scrub.passes);
+        set(&figures.scrub_last_pass_ms, engine.scrub.last_pass_ms);
+        set(&figures.scrub_damaged, engine.scrub.damaged);
         set(&figures.gc_extents_collected, engine.gc.extents_collected);
         set(&figures.gc_extents_freed, engine.gc.extents_freed);
         set(&figures.gc_bytes_moved, engine.gc.bytes_moved);
@@ -297,6 +309,7 @@ impl<D: Device> Work for NodeReactor<D> {
             busy = true;
             self.deliver();
         }
+        self.core.watch_dump(self.phase != Phase::Serving);
         self.core.rings_out();
         if busy {
             self.publish_figures();
@@ -315,6 +328,7 @@ impl<D: Device> Work for NodeReactor<D> {
         let server = self.server.as_ref().and_then(|server| server.deadline_us(clock.monotonic_us));
         let timer = self.core.engine.deadline_us(clock).into_iter().chain(server).min();
         let timer = timer.map(|at| Duration::from_micros(at.saturating_sub(clock.monotonic_us)));
+        let timer = timer.into_iter().chain(self.core.dump.map(|_| DUMP_POLL)).min();
         let device = self.core.engine.device();
         match device.wake_fd() {
             Some(_) => timer,
@@ -626,6 +640,7 @@ impl<D: Device> Backend for Core<D> {
                 self.start_walk(walk, cursor)
             }
             Request::Keys { pattern } => self.start_walk(Walk::keys(origin, pattern), 0),
+            Request::Dump(step) => self.dump_step(origin, step),
             Request::Shutdown { save } => {
                 if self.shared.ask_to_stop(save) {
                     self.shutdown = origin;

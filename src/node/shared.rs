@@ -48,6 +48,14 @@ pub struct Figures {
     pub damaged_reads: AtomicU64,
     /// Extents that were left because a write failed in them.
     pub extents_left: AtomicU64,
+    /// Bytes that were read again to find damage.
+    pub scrub_bytes: AtomicU64,
+    /// Passes of that over everything.
+    pub scrub_passes: AtomicU64,
+    /// When the last of them ended, milliseconds since the Unix epoch.
+    pub scrub_last_pass_ms: AtomicU64,
+    /// Damaged records that they found.
+    pub scrub_damaged: AtomicU64,
     /// Extents that garbage collection emptied.
     pub gc_extents_collected: AtomicU64,
     /// Extents that it gave back.
@@ -116,6 +124,8 @@ pub struct Shared {
     pub quiet_count: AtomicUsize,
     /// When everything was last made durable on request, seconds since the Unix epoch.
     pub last_save_s: AtomicU64,
+    /// Somebody makes a dump.
+    pub dump_running: AtomicBool,
     /// Something went wrong that whoever waits for the node must hear of.
     pub failed: AtomicBool,
     /// Command count when CONFIG RESETSTAT was last used.
@@ -146,6 +156,7 @@ impl Shared {
             figures: config.cores.iter().map(|_| Figures::default()).collect(),
             quiet_count: AtomicUsize::new(0),
             last_save_s: AtomicU64::new(unix_ms() / 1_000),
+            dump_running: AtomicBool::new(false),
             failed: AtomicBool::new(false),
             commands_at_reset: AtomicU64::new(0),
             durability: Mutex::new(config.durability),
@@ -178,6 +189,11 @@ impl Shared {
     /// The sum of a figure over all reactors.
     pub fn sum(&self, figure: impl Fn(&Figures) -> &AtomicU64) -> u64 {
         self.figures.iter().map(|one| figure(one).load(Ordering::Relaxed)).sum()
+    }
+
+    /// The least of a figure over all reactors.
+    pub fn least(&self, figure: impl Fn(&Figures) -> &AtomicU64) -> u64 {
+        self.figures.iter().map(|one| figure(one).load(Ordering::Relaxed)).min().unwrap_or(0)
     }
 
     /// The durability mode in force.

@@ -105,6 +105,7 @@ pub fn start<N: Namespace>(
         let (shared, namespace, ready) = (Arc::clone(&shared), Arc::clone(&namespace), ready.clone());
         let (durability, trim, spin) = (config.durability, config.trim, config.spin);
         let checkpoint_interval = config.checkpoint_interval;
+        let scrub_rate = config.scrub_rate.div_ceil(reactor_count as u64);
         let body = move || {
             let made = (|| {
                 let queue = namespace.open_queue()?;
@@ -118,6 +119,7 @@ pub fn start<N: Namespace>(
                 engine
                     .settle(shared.clock())
                     .map_err(|source| NodeError::Settle { device: shared.device_name.clone(), source })?;
+                engine.set_scrub_rate(scrub_rate);
                 NodeReactor::new(Arc::clone(&shared), engine, end, control, listener, sleeper.poller())
                     .map_err(|source| NodeError::Os { action: "watch sockets", source })
             })();

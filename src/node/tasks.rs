@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::dump::DumpTask;
 use crate::engine::batch::{Batch, BatchReply, Progress};
 use crate::engine::clear::ClearAll;
 use crate::engine::op::{Answer, Key, OpError, Reply, ShardId, ShardOp, WatchedKey};
@@ -28,6 +29,8 @@ pub(super) enum Task {
     Gather { origin: Origin, left: usize, sum: u64, error: Option<OpError>, reply: GatherReply },
     /// FLUSHALL.
     Clear { origin: Origin, clear: ClearAll },
+    /// A dump, step by step.
+    Dump(Box<DumpTask>),
     /// SCAN and KEYS: shard after shard.
     Walk(Box<Walk>),
 }
@@ -230,6 +233,7 @@ impl Task {
                 Some(Ok(())) => complete(*origin, Response::Ok),
                 Some(Err(error)) => complete(*origin, Response::from(Reply::Error(error))),
             },
+            Task::Dump(dump) => dump.on_answer(answer, send),
             Task::Walk(walk) => match answer {
                 Answer::Scanned { cursor, keys } => match walk.on_scanned(cursor, keys, shard_count) {
                     Ok((shard, op)) => Step::Send(shard, op),

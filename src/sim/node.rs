@@ -15,11 +15,14 @@ use crate::engine::allocator::Allocator;
 use crate::engine::batch::{Batch, BatchReply, Progress};
 use crate::engine::clear::ClearAll;
 use crate::engine::device_format::{self, FormatOptions, OpenError};
+use crate::engine::dump::{Dump, DumpEvent};
 use crate::engine::durability::Durability;
 use crate::engine::memory::MemoryBudget;
-use crate::engine::op::{Answer, BatchId, Clock, Key, OpError, Reply, ShardId, ShardOp, WatchedKey};
+use crate::engine::op::{
+    Answer, BatchId, Clock, Key, OpError, PinnedKey, Reply, ShardId, ShardOp, Value, WatchedKey,
+};
 use crate::engine::recovery::{self, Damage};
-use crate::engine::{Engine, value_size_max};
+use crate::engine::{Engine, EngineStats, value_size_max};
 use crate::format::slot::shard_of;
 use crate::format::superblock::Superblock;
 
@@ -40,6 +43,8 @@ pub enum Request {
     Clear,
     /// Makes everything durable.
     Sync,
+    /// All keys as they are at one moment, read while others write.
+    Dump,
 }
 
 /// What the node answers.
@@ -55,6 +60,8 @@ pub enum Outcome {
     Count(u64),
     /// Of a scan.
     Keys(Vec<Key>),
+    /// Of a dump: keys and values.
+    Dump(Vec<(Key, Value)>),
     /// Of the others: done, or why not.
     Done(Result<(), OpError>),
 }
@@ -84,6 +91,7 @@ enum TaskKind {
     /// The same on some shards.
     Each(Option<OpError>),
     Clear(ClearAll),
+    Dump(Dump, Result<Vec<(Key, Value)>, OpError>),
     Keys {
         shard: u16,
         found: Vec<Key>,
@@ -255,6 +263,18 @@ impl SimNode {
         self.engines.iter().map(|engine| engine.stats().cache_hits).sum()
     }
 
+    /// Changes how many bytes a second every engine reads again.
+    pub fn set_scrub_rate(&mut self, bytes_per_s: u64) {
+        for engine in &mut self.engines {
+            engine.set_scrub_rate(bytes_per_s);
+        }
+    }
+
+    /// Figures of every engine.
+    pub fn stats(&self) -> impl Iterator<Item = EngineStats> + '_ {
+        self.engines.iter().map(Engine::stats)
+    }
+
     /// Changes the durability mode of every engine.
     pub fn set_durability(&mut self, durability: Durability) {
         for engine in &mut self.engines {
@@ -309,6 +329,14 @@ impl SimNode {
                     self.post(shard, shard.0, task, op);
                 }
             }
+            Request::Dump => {
+                let mut sends = Vec::new();
+                let dump = Dump::start(shards, &mut |shard, op| sends.push((shard, op)));
+                let task = self.add(id, 0, TaskKind::Dump(dump, Ok(Vec::new())));
+                for (shard, op) in sends {
+                    self.post(shard, shard.0, task, op);
+                }
+            }
             Request::Count | Request::Sync => {
                 let kind =
                     if matches!(request, Request::Count) { TaskKind::Count(0) } else { TaskKind::Each(None) };
@@ -344,7 +372,7 @@ impl SimNode {
 
     /// One pass: some messages arrive, the engines advance, answers are carried on. True when anything happened.
     pub fn step(&mut self) -> bool {
-        let mut any = false;
+        let mut any = self.read_dumps();
         for at in 0..self.engines.len() {
             let arriving =
                 self.random.index(self.mail[at].len() + 1).max(usize::from(self.random.chance(1, 2)));
@@ -361,6 +389,24 @@ impl SimNode {
             for (tag, answer) in answers {
                 self.on_answer(tag, answer);
             }
+        }
+        any
+    }
+
+    /// Lets dumps read on, after a while: their readers write what they get, and a pin must hold meanwhile.
+    fn read_dumps(&mut self) -> bool {
+        let mut sends = Vec::new();
+        for (task, one) in &mut self.tasks {
+            if let TaskKind::Dump(dump, _) = &mut one.kind
+                && dump.is_ready()
+                && self.random.chance(1, 100)
+            {
+                dump.read(&mut |shard, op| sends.push((shard, task, op)));
+            }
+        }
+        let any = !sends.is_empty();
+        for (shard, task, op) in sends {
+            self.post(shard, shard.0, task, op);
         }
         any
     }
@@ -388,6 +434,40 @@ impl SimNode {
                 }
                 if let Some(result) = done {
                     self.finish(task_id, Outcome::Done(result));
+                }
+            }
+            (TaskKind::Dump(dump, found), answer) => {
+                let mut sends = Vec::new();
+                let send = &mut |shard, op| sends.push((shard, op));
+                let mut outcome = None;
+                match dump.on_answer(answer, send) {
+                    None => {}
+                    Some(DumpEvent::Begun) => {}
+                    Some(DumpEvent::Failed(error)) => *found = Err(error),
+                    Some(DumpEvent::Keys { keys, is_last }) => {
+                        for PinnedKey { key, value, .. } in keys {
+                            match (value, found.as_mut()) {
+                                (Ok(value), Ok(found)) => found.push((key, value)),
+                                (Err(error), Ok(_)) => *found = Err(error),
+                                _ => {}
+                            }
+                        }
+                        if is_last {
+                            dump.end(send);
+                        }
+                    }
+                    Some(DumpEvent::Released) => {
+                        outcome = Some(match std::mem::replace(found, Ok(Vec::new())) {
+                            Ok(found) => Outcome::Dump(found),
+                            Err(error) => Outcome::Done(Err(error)),
+                        });
+                    }
+                }
+                for (shard, op) in sends {
+                    self.post(shard, shard.0, task_id, op);
+                }
+                if let Some(outcome) = outcome {
+                    self.finish(task_id, outcome);
                 }
             }
             (TaskKind::Single, Answer::Reply(reply)) => self.finish(task_id, Outcome::Reply(reply)),

@@ -10,6 +10,7 @@
     reason = "each test file uses another part of this module"
 )]
 
+pub mod exported;
 pub mod linear;
 pub mod load;
 pub mod node;

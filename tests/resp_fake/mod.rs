@@ -109,7 +109,9 @@ impl Fake {
                 keys.into_iter().for_each(|key| self.change(key, KeyEffect::Delete));
                 Response::Ok.into()
             }
-            Request::Compact | Request::Save { .. } | Request::Shutdown { .. } => Response::Ok.into(),
+            Request::Compact | Request::Dump(_) | Request::Save { .. } | Request::Shutdown { .. } => {
+                Response::Ok.into()
+            }
         }
     }
 

@@ -44,7 +44,7 @@ impl<D: Device> Engine<D> {
         }
         for number in retired {
             let is_read = self.reads.iter().any(|(_, job)| job.is_of(at, number));
-            if is_read {
+            if is_read || self.shards[at].is_pinned(number) {
                 continue;
             }
             progress = true;

@@ -16,30 +16,39 @@ impl<D: Device> Engine<D> {
         self.open_gate(at, clock);
     }
 
-    /// Clears the shard, once nothing holds a key.
-    pub(super) fn clear(&mut self, at: usize, token: u64, clock: Clock) {
+    /// Clears or pins the shard, once nothing holds a key.
+    pub(super) fn take_gate(&mut self, at: usize, token: u64, state: State, clock: Clock) {
         let first = self.shards[at].gate.front().and_then(|id| self.operations.get_mut(*id));
         match first {
-            // Whoever closed the gate is who clears: others wait behind it.
+            // Whoever closed the gate is who goes on: others wait behind it.
             Some(first) if matches!(first.state, State::Closed) => {
-                (first.token, first.state) = (token, State::Clear);
+                (first.token, first.state) = (token, state);
             }
             _ => {
-                let id = self.suspend(at, token, State::Clear);
+                let id = self.suspend(at, token, state);
                 self.shards[at].gate.push_back(id);
             }
         }
         self.open_gate(at, clock);
     }
 
-    /// Runs a Clear once nothing holds a key or waits for room, then lets those in who came after it.
+    /// Runs a Clear or Pin once nothing holds a key or waits for room, then lets those in who came after it.
     pub(in crate::engine) fn open_gate(&mut self, at: usize, clock: Clock) {
         while let Some(id) = self.shards[at].gate.front().copied() {
             let is_free = self.shards[at].holds.is_empty() && self.shards[at].stalled.is_empty();
             match self.operations.get_mut(id) {
                 Some(Operation { state: State::Closed, .. }) => return,
-                Some(Operation { state: State::Clear | State::Close, .. }) if !is_free => return,
+                Some(Operation { state: State::Clear | State::Pin | State::Close, .. }) if !is_free => return,
                 Some(Operation { state: State::Clear, .. }) => {}
+                Some(Operation { state: State::Pin, .. }) => {
+                    self.shards[at].gate.pop_front();
+                    let token = self.operations.remove(id).token;
+                    match self.take_pin(at) {
+                        Ok(frame) => self.answer_after(at, token, frame, Answer::Done),
+                        Err(error) => self.answers.push((token, Answer::Failed(error))),
+                    }
+                    continue;
+                }
                 Some(Operation { state: state @ State::Close, token, .. }) => {
                     *state = State::Closed;
                     self.answers.push((*token, Answer::Done));

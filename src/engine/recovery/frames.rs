@@ -5,8 +5,10 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use super::Damage;
+use super::survey::lost_header;
 use crate::engine::index::Entry;
 use crate::engine::op::{BatchId, ShardId};
+use crate::format::extent::ExtentHeader;
 use crate::format::frame::{FRAME_HEADER_SIZE, FrameHeader};
 use crate::format::frame_ranges::FrameRanges;
 use crate::format::record::{Decoded, Record, RecordType};
@@ -15,26 +17,26 @@ use crate::format::{FormatError, Place};
 use crate::probe::{self, Probe};
 
 /// A record of a frame, owned.
-pub(super) struct Found {
-    pub(super) kind: RecordType,
-    pub(super) key: Bytes,
-    pub(super) entry: Entry,
-    pub(super) batch: Option<(BatchId, ShardId)>,
-    pub(super) participant_count: u16,
+pub(in crate::engine) struct Found {
+    pub(in crate::engine) kind: RecordType,
+    pub(in crate::engine) key: Bytes,
+    pub(in crate::engine) entry: Entry,
+    pub(in crate::engine) batch: Option<(BatchId, ShardId)>,
+    pub(in crate::engine) participant_count: u16,
     /// What a record of that kind says is retired.
-    pub(super) retired: Option<FrameRanges>,
-    pub(super) value_intact: bool,
+    pub(in crate::engine) retired: Option<FrameRanges>,
+    pub(in crate::engine) value_intact: bool,
 }
 
 /// A frame as read, with what is wrong with it.
-pub(super) struct FrameRead {
-    pub(super) header: FrameHeader,
-    pub(super) extent: u32,
-    pub(super) offset: u64,
-    pub(super) records: Vec<Found>,
-    pub(super) damage: Vec<Damage>,
+pub(in crate::engine) struct FrameRead {
+    pub(in crate::engine) header: FrameHeader,
+    pub(in crate::engine) extent: u32,
+    pub(in crate::engine) offset: u64,
+    pub(in crate::engine) records: Vec<Found>,
+    pub(in crate::engine) damage: Vec<Damage>,
     /// Records with sequences below this one were lost; 0 when none was.
-    pub(super) lost_below: u64,
+    pub(in crate::engine) lost_below: u64,
 }
 
 pub(super) fn frame_at(
@@ -119,6 +121,30 @@ pub(super) fn read_frame(
         read.damage.push(damage(position, bytes.len() - position, None, what));
     }
     read
+}
+
+/// The frames of an extent, given whole, whether they count or not, and its header or what they say in its place.
+pub(in crate::engine) fn frames_of(
+    bytes: &[u8],
+    extent: u32,
+    superblock: &Superblock,
+) -> (Option<ExtentHeader>, Vec<FrameRead>) {
+    let block = superblock.block_size as usize;
+    let header = ExtentHeader::decode(&bytes[..block], &superblock.uuid, &superblock.secret, extent).ok();
+    let lost = lost_header(bytes, extent, header.as_ref(), superblock);
+    let Some(header) = lost.or(header) else { return (None, Vec::new()) };
+    let place = Place::new(&superblock.uuid, &superblock.secret, header.shard, extent, header.epoch);
+    let mut frames = Vec::new();
+    let mut at = block;
+    while at < bytes.len() {
+        let Some((frame, size)) = frame_at(bytes, at, place, superblock) else {
+            at += block;
+            continue;
+        };
+        frames.push(read_frame(&bytes[at..at + size], frame, extent, at, place, header.shard));
+        at += size;
+    }
+    (Some(header), frames)
 }
 
 /// The record `position` bytes into `bytes`, which start `at` bytes into the extent.

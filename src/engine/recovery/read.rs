@@ -5,17 +5,17 @@ use crate::format::superblock::Superblock;
 use crate::probe::{self, Probe};
 
 /// An extent as read, with the blocks that can't be.
-pub(super) struct Extent {
-    pub(super) bytes: Vec<u8>,
+pub(in crate::engine) struct Extent {
+    pub(in crate::engine) bytes: Vec<u8>,
     /// Byte offsets of blocks that are zeros here because the device fails to read them.
-    pub(super) unreadable: Vec<usize>,
+    pub(in crate::engine) unreadable: Vec<usize>,
 }
 
 /// Times that a failing read is tried.
 pub(super) const READ_TRIES: u32 = 3;
 
 impl Extent {
-    pub(super) fn read<D: Device>(
+    pub(in crate::engine) fn read<D: Device>(
         device: &mut D,
         superblock: &Superblock,
         extent: u32,
@@ -62,7 +62,8 @@ impl Extent {
     }
 }
 
-pub(super) fn read_tried<D: Device>(
+/// Reads some blocks; `None` when the device can't, however often it is asked.
+pub(in crate::engine) fn read_tried<D: Device>(
     device: &mut D,
     offset: u64,
     size: usize,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::frames::Found;
+use super::history::{History, SeenRecord};
 use super::survey::Survey;
 use super::{Damage, TornTail};
 use crate::engine::allocator::{Allocator, CheckpointChain};
@@ -69,11 +70,13 @@ pub struct ScannedShard {
     /// The highest sequence seen anywhere, cut frames included: none is ever issued again.
     pub(super) last_sequence: u64,
     pub(super) clean: bool,
+    pub(super) history: History,
 }
 
 impl ScannedShard {
     pub(super) fn apply(&mut self, found: Found, secret: &[u8; 16]) {
         self.record_count += 1;
+        self.history.on_record(&found);
         let Found { kind, key, entry, batch, participant_count, retired, value_intact } = found;
         if let Some(extent) = self.extents.get_mut(&entry.extent) {
             let expires = entry.expires_at_ms != 0;
@@ -192,6 +195,16 @@ impl ScannedShard {
         self.id
     }
 
+    /// Every record that counts of the keys that were watched, the oldest first.
+    pub(in crate::engine) fn history(&self) -> &[SeenRecord] {
+        &self.history.records
+    }
+
+    /// A block behind the last frame that can't be read: newer records than all others may be there.
+    pub(in crate::engine) fn unreadable_tail(&self) -> Option<&Damage> {
+        self.unreadable_tail.as_ref()
+    }
+
     /// Whether a part of its log is not needed any more.
     pub fn has_retired(&self) -> bool {
         !self.retired.1.is_empty()
@@ -248,6 +261,11 @@ impl Decisions {
     /// Whether a commit record decided this batch.
     pub fn is_committed(&self, batch: &BatchId) -> bool {
         self.committed.contains(batch)
+    }
+
+    /// Nothing is known of a shard: batches that it decided are in doubt.
+    pub(in crate::engine) fn on_unknown_shard(&mut self, shard: ShardId) {
+        self.doubtful.insert(shard);
     }
 }
 

@@ -2,8 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
+
 use super::checkpoint::{Base, ShardCheckpoint};
 use super::frames::{FrameRead, frame_at, read_frame, salvage};
+use super::history::History;
 use super::read::{Extent, reread};
 use super::resolve::{Doubt, ScannedShard};
 use super::{Damage, TornTail};
@@ -31,6 +34,18 @@ pub fn scan_shard<D: Device>(
     chain: &[ExtentHeader],
     progress: &mut dyn FnMut(u64),
 ) -> Result<ScannedShard, IoError> {
+    scan_shard_watching(device, superblock, id, chain, &BTreeSet::new(), progress)
+}
+
+/// The same, and takes note of every record of some keys.
+pub fn scan_shard_watching<D: Device>(
+    device: &mut D,
+    superblock: &Superblock,
+    id: ShardId,
+    chain: &[ExtentHeader],
+    watched: &BTreeSet<Bytes>,
+    progress: &mut dyn FnMut(u64),
+) -> Result<ScannedShard, IoError> {
     let mut kept = None;
     let mut tries = 0;
     for header in chain.iter().rev() {
@@ -41,7 +56,7 @@ pub fn scan_shard<D: Device>(
         for (frame, retired) in found {
             probe::hit_if(tries > 0, Probe::OlderRetirementTaken);
             tries += 1;
-            let scan = Scan::new(superblock, id, &retired);
+            let scan = Scan::new(superblock, id, &retired).watching(watched);
             let scanned = scan_with(device, superblock, scan, chain, &mut kept, progress)?;
             // Numbers of frames that were torn off come again, hence both.
             if scanned.retired == (frame, retired) {
@@ -50,7 +65,8 @@ pub fn scan_shard<D: Device>(
         }
     }
     let nothing = FrameRanges::default();
-    scan_with(device, superblock, Scan::new(superblock, id, &nothing), chain, &mut kept, progress)
+    let scan = Scan::new(superblock, id, &nothing).watching(watched);
+    scan_with(device, superblock, scan, chain, &mut kept, progress)
 }
 
 /// The state of one shard from its checkpoint and the log behind it, or from the whole log where there is none.
@@ -226,6 +242,7 @@ impl<'a> Scan<'a> {
             last_boot: 0,
             last_sequence: 0,
             clean: false,
+            history: History::default(),
         };
         let mut scan = Scan {
             superblock,
@@ -239,6 +256,12 @@ impl<'a> Scan<'a> {
         };
         scan.skip_retired();
         scan
+    }
+
+    /// Notes every record of these keys.
+    fn watching(mut self, keys: &BTreeSet<Bytes>) -> Self {
+        self.out.history = History::of(keys.clone());
+        self
     }
 
     /// A scan that goes on where a checkpoint was.

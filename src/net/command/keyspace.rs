@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::{Call, Fail, NOT_AN_INTEGER, Plan, SYNTAX};
 use crate::engine::action::{Action, Fold};
 use crate::limits::PATTERN_SIZE_MAX;
-use crate::net::request::Request;
+use crate::net::request::{DumpStep, Request};
 
 /// Keys that one SCAN looks at when it does not say.
 const SCAN_COUNT_DEFAULT: usize = 10;
@@ -70,6 +70,17 @@ pub fn flush(call: &Call<'_>) -> Result<Plan, Fail> {
         _ => return Err(SYNTAX),
     }
     Ok(Plan::Global(Request::FlushAll))
+}
+
+pub fn dump(call: &Call<'_>) -> Result<Plan, Fail> {
+    let number = || u64::try_from(call.integer(2)?).map_err(|_| NOT_AN_INTEGER);
+    let step = match call.args.len() {
+        2 if call.is(1, "BEGIN") => DumpStep::Begin,
+        3 if call.is(1, "NEXT") => DumpStep::Next(number()?),
+        3 if call.is(1, "END") => DumpStep::End(number()?),
+        _ => return Err(SYNTAX),
+    };
+    Ok(Plan::Global(Request::Dump(step)))
 }
 
 pub fn compact(_: &Call<'_>) -> Result<Plan, Fail> {

@@ -25,6 +25,16 @@ pub static COMMANDS: &[CommandSpec] = &[
         plan: session::auth,
     },
     CommandSpec {
+        name: "basalt.dump",
+        arity: -2,
+        flags: &["admin", "noscript"],
+        keys: (0, 0, 0),
+        group: "server",
+        since: "0.1.0",
+        summary: "Read all keys as they are at one moment: BEGIN, then NEXT number until the end, then END number",
+        plan: keyspace::dump,
+    },
+    CommandSpec {
         name: "bgsave",
         arity: -1,
         flags: &["admin", "noscript", "no_async_loading"],

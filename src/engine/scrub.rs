@@ -1,0 +1,301 @@
+//! The scrubber: reads what is at rest again, at a bounded rate, so that damage is found while there may still be a copy of it
+//! elsewhere.
+//!
+//! ```text
+//! each sealed extent of each shard: read it in pieces -> every live record right? -> the next one
+//!        something is not right -> every live record of the extent, one by one, as a client would read it -> report
+//! ```
+//!
+//! Invariants:
+//! - A key is called damaged only after its own record was read several times, and is still the newest of its key then.
+//! - Nothing is read while clients' reads wait, and no more in a second than the rate says.
+
+use super::Engine;
+use super::extents::ExtentState;
+use super::index::{Entry, Index};
+use super::io_queue::Purpose;
+use super::op::{Clock, Key, OpError};
+use super::reads::ReadFor;
+use crate::device::{Device, DmaBuf, IoError};
+use crate::format::frame::{FRAME_HEADER_SIZE, FrameHeader};
+use crate::format::record::{Record, RecordType};
+
+/// How long after the start of a pass the next one starts, at the earliest.
+const PASS_INTERVAL_US: u64 = 24 * 3_600 * 1_000_000;
+
+/// Bytes that are read at a time.
+const PIECE_SIZE_MAX: usize = 256 << 10;
+
+/// Keys that are looked at in one go for those of one extent.
+const WALK_COUNT: usize = 1_024;
+
+/// Figures of the scrubber, for one engine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct ScrubStats {
+    /// Bytes that were read.
+    pub bytes: u64,
+    /// Passes over everything that have ended.
+    pub passes: u64,
+    /// When the last pass ended, milliseconds since the Unix epoch; 0 for never.
+    pub last_pass_ms: u64,
+    /// Damaged records that were found, again in each pass.
+    pub damaged: u64,
+}
+
+/// What is being looked at.
+enum Step {
+    /// The next extent.
+    Next,
+    /// An extent, frame by frame.
+    Extent(Reading),
+    /// Every live record of an extent, one by one.
+    Records {
+        extent: u32,
+        /// Where to go on in the index; `None` at its end.
+        cursor: Option<u64>,
+        /// Reads that are still to come.
+        left: usize,
+    },
+}
+
+struct Reading {
+    extent: u32,
+    /// Bytes from the extent's start to `bytes`.
+    at: u64,
+    end: u64,
+    /// What was read: frames, the first at `at`.
+    bytes: Vec<u8>,
+    is_reading: bool,
+}
+
+struct Pass {
+    shard: usize,
+    /// The last extent of the shard that was looked at.
+    last: Option<u32>,
+    step: Step,
+}
+
+/// The scrubber of one engine.
+#[derive(Default)]
+pub(super) struct Scrubber {
+    /// Bytes a second; 0 for off.
+    rate: u64,
+    credit: i64,
+    credited_us: u64,
+    next_pass_us: u64,
+    pass: Option<Pass>,
+    pub(super) stats: ScrubStats,
+}
+
+impl Scrubber {
+    fn earn(&mut self, now_us: u64) {
+        let elapsed_us = now_us.saturating_sub(self.credited_us).min(1_000_000);
+        self.credited_us = now_us;
+        let earned = (u128::from(self.rate) * u128::from(elapsed_us) / 1_000_000) as i64;
+        // What was not used is not caught up with.
+        self.credit = (self.credit + earned).min(PIECE_SIZE_MAX as i64);
+    }
+}
+
+enum Verdict {
+    Right,
+    Suspect,
+    NeedBytes,
+}
+
+impl<D: Device> Engine<D> {
+    /// Changes how many bytes a second are read again; 0 stops it.
+    pub fn set_scrub_rate(&mut self, bytes_per_s: u64) {
+        self.scrubber.rate = bytes_per_s;
+    }
+
+    /// Microseconds on the monotonic clock when `scrub` has something to do although nothing comes in.
+    pub(super) fn scrub_deadline_us(&self) -> Option<u64> {
+        let scrubber = &self.scrubber;
+        if scrubber.rate == 0 {
+            return None;
+        }
+        match scrubber.pass.as_ref().map(|pass| &pass.step) {
+            None => Some(scrubber.next_pass_us),
+            Some(Step::Extent(Reading { is_reading: true, .. })) => None,
+            Some(Step::Records { left: 1.., .. }) => None,
+            Some(_) => {
+                let missing = (1 - scrubber.credit).max(0) as u128 * 1_000_000;
+                // A millisecond at least: a slow rate need not be kept to the microsecond.
+                let wait_us = missing.div_ceil(u128::from(scrubber.rate)).clamp(1_000, 60_000_000);
+                Some(scrubber.credited_us.saturating_add(wait_us as u64))
+            }
+        }
+    }
+
+    /// One pass of the loop. True when anything happened.
+    pub(super) fn scrub(&mut self, clock: Clock) -> bool {
+        let now_us = clock.monotonic_us;
+        if self.scrubber.rate == 0 || self.stopping || self.committer.poisoned().is_some() {
+            return false;
+        }
+        if self.scrubber.pass.is_none() {
+            if now_us < self.scrubber.next_pass_us || self.shards.is_empty() {
+                return false;
+            }
+            self.scrubber.next_pass_us = now_us.saturating_add(PASS_INTERVAL_US);
+            self.scrubber.pass = Some(Pass { shard: 0, last: None, step: Step::Next });
+        }
+        self.scrubber.earn(now_us);
+        if self.scrubber.credit <= 0 || !self.reads_waiting.is_empty() {
+            return false;
+        }
+        let Some(mut pass) = self.scrubber.pass.take() else { return false };
+        let (progress, is_done) = match std::mem::replace(&mut pass.step, Step::Next) {
+            Step::Next => (true, !self.next_extent(&mut pass)),
+            Step::Extent(reading) => (self.scrub_extent(&mut pass, reading), false),
+            Step::Records { extent, cursor, left } => {
+                (self.scrub_records(&mut pass, extent, cursor, left), false)
+            }
+        };
+        if is_done {
+            self.scrubber.stats.passes += 1;
+            self.scrubber.stats.last_pass_ms = clock.unix_ms;
+        } else {
+            self.scrubber.pass = Some(pass);
+        }
+        progress
+    }
+
+    /// Goes on to the next sealed extent. False at the end.
+    fn next_extent(&self, pass: &mut Pass) -> bool {
+        while let Some(shard) = self.shards.get(pass.shard) {
+            let next = shard.extents.iter().find(|(number, one)| {
+                pass.last.is_none_or(|last| *number > last)
+                    && matches!(one.state, ExtentState::InUse | ExtentState::Damaged)
+                    && one.last_frame.is_some_and(|last| last <= shard.written_frame)
+            });
+            if let Some((extent, one)) = next {
+                pass.last = Some(extent);
+                let at = u64::from(self.superblock.block_size);
+                let reading = Reading { extent, at, end: one.end, bytes: Vec::new(), is_reading: false };
+                pass.step = Step::Extent(reading);
+                return true;
+            }
+            pass.shard += 1;
+            pass.last = None;
+        }
+        false
+    }
+
+    fn scrub_extent(&mut self, pass: &mut Pass, mut reading: Reading) -> bool {
+        if reading.is_reading {
+            pass.step = Step::Extent(reading);
+            return false;
+        }
+        match self.look_at_frames(pass.shard, &mut reading) {
+            Verdict::Right => {}
+            Verdict::Suspect => {
+                pass.step = Step::Records { extent: reading.extent, cursor: Some(0), left: 0 };
+            }
+            Verdict::NeedBytes => {
+                let from = reading.at + reading.bytes.len() as u64;
+                let size =
+                    self.queue.transfer_size_max().min(PIECE_SIZE_MAX).min((reading.end - from) as usize);
+                let offset = self.superblock.layout.extent_offset(reading.extent) + from;
+                self.queue.read(Purpose::Scrub, offset, size);
+                self.scrubber.credit -= size as i64;
+                self.scrubber.stats.bytes += size as u64;
+                reading.is_reading = true;
+                pass.step = Step::Extent(reading);
+            }
+        }
+        true
+    }
+
+    /// Looks at the frames that were read, as far as they are whole.
+    fn look_at_frames(&self, at: usize, reading: &mut Reading) -> Verdict {
+        let shard = &self.shards[at];
+        // Given back meanwhile: there is nothing in it any more.
+        let Some(place) = shard.place_of(reading.extent) else { return Verdict::Right };
+        loop {
+            let is_at_end = reading.at + reading.bytes.len() as u64 >= reading.end;
+            if reading.at >= reading.end {
+                return Verdict::Right;
+            }
+            let short = if is_at_end { Verdict::Suspect } else { Verdict::NeedBytes };
+            if reading.bytes.len() < FRAME_HEADER_SIZE {
+                return short;
+            }
+            let (offset, room) = (reading.at as u32, reading.end - reading.at);
+            let block = self.superblock.block_size;
+            let Ok(header) = FrameHeader::decode(&reading.bytes, place, offset, block, room) else {
+                return Verdict::Suspect;
+            };
+            if reading.bytes.len() < header.size as usize {
+                return short;
+            }
+            let payload = header.payload_size as usize;
+            let mut position = FRAME_HEADER_SIZE;
+            while position < payload {
+                let record_at = offset + position as u32;
+                let Ok(decoded) = Record::decode(&reading.bytes[position..payload], place, record_at) else {
+                    return Verdict::Suspect;
+                };
+                let is_live = || {
+                    let entry = shard.entry(decoded.record.key);
+                    entry.is_some_and(|one| one.extent == reading.extent && one.offset == record_at)
+                };
+                if decoded.record.kind == RecordType::Put && !decoded.value_intact && is_live() {
+                    return Verdict::Suspect;
+                }
+                position += decoded.size;
+            }
+            reading.bytes.drain(..header.size as usize);
+            reading.at += u64::from(header.size);
+        }
+    }
+
+    pub(super) fn on_scrub_piece(&mut self, buf: Option<DmaBuf>, status: Result<(), IoError>) {
+        let Some(Pass { step, .. }) = &mut self.scrubber.pass else { return };
+        let Step::Extent(reading) = step else { return };
+        reading.is_reading = false;
+        match (status, buf) {
+            (Ok(()), Some(buf)) => reading.bytes.extend_from_slice(&buf),
+            _ => *step = Step::Records { extent: reading.extent, cursor: Some(0), left: 0 },
+        }
+    }
+
+    /// Reads live records of an extent one by one: some of those that the index names next.
+    fn scrub_records(&mut self, pass: &mut Pass, extent: u32, cursor: Option<u64>, left: usize) -> bool {
+        let Some(from) = cursor.filter(|_| left == 0) else {
+            if left > 0 {
+                pass.step = Step::Records { extent, cursor, left };
+            }
+            return left == 0;
+        };
+        let mut found: Vec<(Key, Entry)> = Vec::new();
+        let next = self.shards[pass.shard].index().scan(from, WALK_COUNT, &mut |key, entry| {
+            if entry.extent == extent {
+                found.push((Key::copy_from_slice(key), *entry));
+            }
+        });
+        let cursor = (next != 0).then_some(next);
+        pass.step = Step::Records { extent, cursor, left: found.len() };
+        for (key, entry) in found {
+            self.scrubber.credit -= i64::from(entry.size.max(self.superblock.block_size));
+            self.scrubber.stats.bytes += u64::from(entry.size);
+            self.start_read(pass.shard, key, entry, ReadFor::Scrub);
+        }
+        true
+    }
+
+    /// One of those records was read, several times if need be.
+    pub(super) fn on_scrub_record(&mut self, at: usize, key: &Key, entry: &Entry, error: Option<&OpError>) {
+        if let Some(Pass { step: Step::Records { left, .. }, .. }) = &mut self.scrubber.pass {
+            *left = left.saturating_sub(1);
+        }
+        let Some(error) = error else { return };
+        // What was overwritten, deleted or moved meanwhile does not matter any more.
+        if self.shards[at].entry(key) == Some(entry) && !self.shards[at].is_pending(key) {
+            self.scrubber.stats.damaged += 1;
+            let shard = self.shards[at].id.0;
+            tracing::error!("scrub: key '{}' of shard {shard} is damaged: {error}", key.escape_ascii());
+        }
+    }
+}
