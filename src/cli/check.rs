@@ -56,6 +56,13 @@ fn print(name: &str, report: &Report) {
         report.frames,
         size::show(report.log_bytes)
     ));
+    if report.checkpoints > 0 {
+        say(format!("{} checkpoint(s), compared with the log", report.checkpoints));
+    }
+    if report.incomplete_checkpoints > 0 {
+        let count = report.incomplete_checkpoints;
+        say(format!("{count} checkpoint(s) cut short: no damage, the next start reads more of the log"));
+    }
     for copy in &report.bad_superblock_copies {
         say(format!("bad superblock {copy} (the others agree; the next start repairs it)"));
     }

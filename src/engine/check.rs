@@ -34,6 +34,10 @@ pub struct Report {
     pub records: u64,
     /// Bytes of frames, padding included.
     pub log_bytes: u64,
+    /// Complete checkpoints; what they say was compared with the log.
+    pub checkpoints: u32,
+    /// Checkpoints that are not there in whole: cut short by a crash, or given up. They cost time, never data.
+    pub incomplete_checkpoints: u32,
     /// Superblock copies that are not as the others, with what is wrong with each.
     pub bad_superblock_copies: Vec<String>,
     /// What was acknowledged and can't be read back.
@@ -87,8 +91,34 @@ pub fn check<D: Device>(device: &mut D, progress: &mut dyn FnMut(u64, u64)) -> R
             .collect(),
         torn_tails: shards.iter().filter_map(|shard| shard.torn.clone()).collect(),
         damage,
+        checkpoints: 0,
+        incomplete_checkpoints: 0,
     };
-    report.keys = shards.into_iter().map(|shard| shard.resolve(&committed, &superblock).key_count()).sum();
+    let mut checkpoints = recovery::load_checkpoints(device, &superblock, &survey, &mut |_| {})?;
+    report.checkpoints = checkpoints.chains.len() as u32;
+    report.incomplete_checkpoints = checkpoints.incomplete;
+    for shard in shards {
+        let (id, is_sound) = (shard.id(), shard.damage.is_empty());
+        let state = shard.resolve(&committed, &superblock);
+        report.keys += state.key_count();
+        // Where the log has damage, the checkpoint may well know more.
+        if let Some(base) = checkpoints.take(id).filter(|_| is_sound) {
+            let chain = survey.chain(id);
+            let recovered = recovery::recover_shard(device, &superblock, id, chain, Some(base), &mut |_| {})?;
+            let other = recovered.resolve(&committed, &superblock);
+            // Keys with an expiry may be gone from one of the two.
+            if let Some(difference) = other.difference(&state, &superblock.secret, u64::MAX) {
+                report.damage.push(Damage {
+                    shard: Some(id.0),
+                    extent: 0,
+                    offset: 0,
+                    size: 0,
+                    key: None,
+                    what: format!("the checkpoint and the log disagree: {difference}"),
+                });
+            }
+        }
+    }
     Ok(report)
 }
 

@@ -102,6 +102,17 @@ pub struct Figures {
     pub connections_memory: AtomicU64,
 }
 
+/// What a start read of the device.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Recovery {
+    /// Bytes of checkpoints.
+    pub checkpoint_bytes: u64,
+    /// Bytes of log.
+    pub log_bytes: u64,
+    /// Milliseconds that it took.
+    pub duration_ms: u64,
+}
+
 /// State of a node that all its threads see.
 pub struct Shared {
     /// What the device is formatted as.
@@ -124,6 +135,8 @@ pub struct Shared {
     pub quiet_count: AtomicUsize,
     /// When everything was last made durable on request, seconds since the Unix epoch.
     pub last_save_s: AtomicU64,
+    /// What the start read.
+    pub recovery: Recovery,
     /// Somebody makes a dump.
     pub dump_running: AtomicBool,
     /// Something went wrong that whoever waits for the node must hear of.
@@ -142,6 +155,7 @@ impl Shared {
         superblock: Arc<Superblock>,
         allocator: Arc<Allocator>,
         names: (String, &'static str),
+        recovery: Recovery,
         address: Option<std::net::SocketAddr>,
         config: &super::NodeConfig,
     ) -> Shared {
@@ -156,6 +170,7 @@ impl Shared {
             figures: config.cores.iter().map(|_| Figures::default()).collect(),
             quiet_count: AtomicUsize::new(0),
             last_save_s: AtomicU64::new(unix_ms() / 1_000),
+            recovery,
             dump_running: AtomicBool::new(false),
             failed: AtomicBool::new(false),
             commands_at_reset: AtomicU64::new(0),

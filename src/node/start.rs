@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::memory::MemoryPlan;
 use super::reactor::NodeReactor;
-use super::shared::{Control, Shared};
+use super::shared::{Control, Recovery, Shared};
 use super::{Client, NodeConfig, NodeError, Opened, ShardAnswer, ShardRequest};
 use crate::device::{Device, Namespace};
 use crate::engine::{Engine, ShardState};
@@ -38,6 +38,11 @@ pub fn start<N: Namespace>(
     port: Option<&mut Port>,
     config: &NodeConfig,
 ) -> Result<Node, NodeError> {
+    let recovery = Recovery {
+        checkpoint_bytes: opened.checkpoint_bytes,
+        log_bytes: opened.log_bytes,
+        duration_ms: opened.duration.as_millis() as u64,
+    };
     let Opened { namespace, superblock, allocator, states, .. } = opened;
     let reactor_count = config.cores.len();
     let plan = MemoryPlan::new(config.memory_size_max, reactor_count);
@@ -55,7 +60,8 @@ pub fn start<N: Namespace>(
     let address = port.as_ref().map(|port| port.address());
     let names = (device.clone(), namespace.geometry().engine);
     let shared =
-        Arc::new(Shared::new(Arc::clone(&superblock), Arc::clone(&allocator), names, address, config));
+        Shared::new(Arc::clone(&superblock), Arc::clone(&allocator), names, recovery, address, config);
+    let shared = Arc::new(shared);
 
     let (mut ends, mut client_ends) = mesh_with_clients::<ShardRequest, ShardAnswer>(
         reactor_count,
