@@ -62,9 +62,9 @@ fn after_a_clean_stop_only_checkpoints_are_read() {
     let node = options.start();
     let mut rounds = vec![1; KEYS];
     write(&mut node.client(), 0..KEYS, 1);
-    for key in 0..100 {
+    for (key, round) in rounds.iter_mut().enumerate().take(100) {
         assert_eq!(call!(node.client(), "DEL", key_of(key)).int(), 1);
-        rounds[key] = 0;
+        *round = 0;
     }
     node.stop();
     options.check().expect_code(0, "check of the image");
