@@ -8,6 +8,7 @@ use super::op::{BatchId, ShardId};
 use super::recovery::{self, Damage, ScannedShard, TornTail};
 use crate::device::Device;
 use crate::format::layout::SUPERBLOCK_COPIES;
+use crate::format::superblock::Superblock;
 
 /// What a check found.
 #[derive(Debug, Clone, serde::Serialize)]
@@ -97,6 +98,8 @@ pub fn check<D: Device>(device: &mut D, progress: &mut dyn FnMut(u64, u64)) -> R
     let mut checkpoints = recovery::load_checkpoints(device, &superblock, &survey, &mut |_| {})?;
     report.checkpoints = checkpoints.chains.len() as u32;
     report.incomplete_checkpoints = checkpoints.incomplete;
+    // As the next start would read it: a checkpoint of a clean stop counts alone only if no start came since.
+    let started = Superblock { boot: superblock.boot + 1, ..(*superblock).clone() };
     for shard in shards {
         let (id, is_sound) = (shard.id(), shard.damage.is_empty());
         let state = shard.resolve(&committed, &superblock);
@@ -104,7 +107,7 @@ pub fn check<D: Device>(device: &mut D, progress: &mut dyn FnMut(u64, u64)) -> R
         // Where the log has damage, the checkpoint may well know more.
         if let Some(base) = checkpoints.take(id).filter(|_| is_sound) {
             let chain = survey.chain(id);
-            let recovered = recovery::recover_shard(device, &superblock, id, chain, Some(base), &mut |_| {})?;
+            let recovered = recovery::recover_shard(device, &started, id, chain, Some(base), &mut |_| {})?;
             let other = recovered.resolve(&committed, &superblock);
             // Keys with an expiry may be gone from one of the two.
             if let Some(difference) = other.difference(&state, &superblock.secret, u64::MAX) {
