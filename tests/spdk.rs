@@ -69,7 +69,7 @@ fn a_foreign_file_system_is_found_through_spdk() {
 #[test]
 fn an_image_of_spdk_opens_through_io_uring_and_back() {
     let directory = temp_dir();
-    let path = file(&directory, 256 << 20);
+    let path = file(&directory, 512 << 20);
     let target = Target::start(&[Backing::File { path: path.clone(), block_size: 4096 }]);
     let options = Options::controller(&target.transport_id(0));
     options.format(&[]).expect_code(0, "format");
