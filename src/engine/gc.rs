@@ -250,16 +250,13 @@ impl<D: Device> Engine<D> {
         let mut candidates = Vec::new();
         let mut progress = false;
         for at in 0..self.shards.len() {
-            let first = candidates.len();
-            self.candidates(at, clock, &mut candidates);
+            let mut of_shard = Vec::new();
+            self.candidates(at, clock, &mut of_shard);
             let held: Vec<u32> = self.prepared_extents(at).collect();
             let shard = &mut self.shards[at];
             let written = shard.written_frame;
             let last_frame = shard.log.last_frame();
-            candidates.retain(|one| {
-                if one.shard != at {
-                    return true;
-                }
+            of_shard.retain(|one| {
                 // Its records must be on the device, and no batch may be about to make one of them count.
                 let last = shard.extents.get(one.extent).and_then(|one| one.last_frame);
                 let is_sealed = last.is_some_and(|last| last <= written);
@@ -284,8 +281,8 @@ impl<D: Device> Engine<D> {
             if shard.cleared.is_some_and(|cleared| cleared.frame <= written) && shard.unsettled.is_empty() {
                 shard.cleared = None;
             }
-            let gain: u64 =
-                candidates[first..].iter().filter(|one| one.is_worth_it()).map(Candidate::gain).sum();
+            let gain: u64 = of_shard.iter().filter(|one| one.is_worth_it()).map(Candidate::gain).sum();
+            candidates.append(&mut of_shard);
             let leaving = shard.extents.leaving.len() as u64 * extent_size;
             let under_way = match &self.collector.active {
                 Some(active) if active.shard == at => extent_size / 16,
