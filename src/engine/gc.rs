@@ -37,8 +37,10 @@ const FREE_TARGET_DIVISOR: u32 = 10;
 /// After so many collections it is the oldest extent's turn.
 const OLDEST_EVERY: u32 = 8;
 
-/// How often the extents are looked at while there are few free ones.
+/// How often the extents are looked at while there are few free ones: at least, and for each extent, as a look goes over
+/// all of them (some 20 ns each) and is to take no more than a twentieth of a reactor.
 const LOOK_INTERVAL_US: u64 = 1_000;
+const LOOK_INTERVAL_NS_PER_EXTENT: u64 = 400;
 
 /// How often otherwise.
 const IDLE_LOOK_INTERVAL_US: u64 = 100_000;
@@ -148,12 +150,18 @@ impl<D: Device> Engine<D> {
             return true;
         }
         // What became garbage since the last look is not in the figures yet: whoever asks too soon waits for the next one.
-        if clock.monotonic_us < self.collector.looked_us + LOOK_INTERVAL_US {
-            self.collector.next_look_us = self.collector.looked_us + LOOK_INTERVAL_US;
+        let next_us = self.collector.looked_us + self.look_interval_us();
+        if clock.monotonic_us < next_us {
+            self.collector.next_look_us = next_us;
             return self.collector.has_news;
         }
         self.look(clock);
         self.allocator.reclaimable() >= enough
+    }
+
+    fn look_interval_us(&self) -> u64 {
+        let all_us = u64::from(self.allocator.count()) * LOOK_INTERVAL_NS_PER_EXTENT / 1_000;
+        all_us.clamp(LOOK_INTERVAL_US, IDLE_LOOK_INTERVAL_US)
     }
 
     /// One pass of garbage collection. True when anything happened.
@@ -242,7 +250,7 @@ impl<D: Device> Engine<D> {
     fn look(&mut self, clock: Clock) -> bool {
         let low = self.allocator.available_count() < self.free_target();
         let soon = low || !self.collector.compactions.is_empty();
-        let interval = if soon { LOOK_INTERVAL_US } else { IDLE_LOOK_INTERVAL_US };
+        let interval = if soon { self.look_interval_us() } else { IDLE_LOOK_INTERVAL_US };
         self.collector.next_look_us = clock.monotonic_us + interval;
         self.collector.looked_us = clock.monotonic_us;
         self.collector.has_news = false;

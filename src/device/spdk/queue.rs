@@ -38,6 +38,10 @@ const READ_RETRY_COUNT_MAX: u32 = 3;
 const POLLS_PER_CLOCK: u32 = 64;
 const AGE_INTERVAL: Duration = Duration::from_millis(50);
 
+/// Completions that one poll takes, so that what was read is still in the processor's cache when its turn comes, and the
+/// commands that follow reach the controller before it has run out of others.
+const COMPLETIONS_PER_POLL_MAX: u32 = 32;
+
 /// Polls in a row that found nothing before a queue over TCP gives its core to whoever waits for it: on loopback that may be
 /// the target, and a poll is a system call there anyway.
 const IDLE_POLLS_MAX: u32 = 64;
@@ -253,7 +257,8 @@ impl SpdkQueue {
     /// Polls the queue pair.
     fn process(&mut self, pair: Pair, done: &mut Vec<IoDone>) {
         // SAFETY: the queue pair is this thread's and lives.
-        let code = unsafe { spdk_nvme_qpair_process_completions(pair.raw.as_ptr(), 0) };
+        let code =
+            unsafe { spdk_nvme_qpair_process_completions(pair.raw.as_ptr(), COMPLETIONS_PER_POLL_MAX) };
         if code < 0 {
             self.collect(done, true);
             let shared = &self.controller.shared;
