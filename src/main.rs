@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use basalt::cli::{self, Cli};
-use basalt::sys::heap::CountingAllocator;
+use basalt::sys::heap::{self, CountingAllocator};
 use clap::Parser;
 
 /// What --memory bounds is counted here, whoever takes it.
@@ -11,5 +11,6 @@ use clap::Parser;
 static HEAP: CountingAllocator = CountingAllocator;
 
 fn main() -> ExitCode {
+    heap::set_up();
     cli::run(Cli::parse())
 }

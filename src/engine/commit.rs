@@ -144,10 +144,9 @@ impl Committer {
         if !self.flush_wanted && nothing {
             return None;
         }
-        let (mut staged, mut largest, mut dirty, mut stalled) = (0, 0, false, false);
+        let (mut staged, mut dirty, mut stalled) = (0, false, false);
         for shard in shards {
             staged += shard.log.staged_size() as u64;
-            largest = largest.max(shard.log.staged_size());
             dirty |= shard.log.is_urgent();
             stalled |= !shard.stalled.is_empty() || !shard.gate.is_empty();
         }
@@ -155,7 +154,7 @@ impl Committer {
             return Some(true);
         }
         let age_us = self.dirty_since_us.map_or(0, |since| clock.monotonic_us.saturating_sub(since));
-        let must_write = dirty && (stalled || largest >= FRAME_SIZE_TARGET / 2);
+        let must_write = dirty && (stalled || staged >= FRAME_SIZE_TARGET as u64);
         match self.durability {
             Durability::Always => dirty.then_some(true),
             Durability::Interval(ms) => {
