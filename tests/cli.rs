@@ -33,7 +33,19 @@ fn help_names_every_command_and_option() {
         assert!(top.stdout.contains(command), "{command} is not in --help: {}", top.stdout);
     }
     let table: &[(&str, &[&str])] = &[
-        ("serve", &["--device", "--engine", "--size", "--listen", "--cores", "--durability", "--config"]),
+        (
+            "serve",
+            &[
+                "--device",
+                "--engine",
+                "--size",
+                "--listen",
+                "--cores",
+                "--reactors",
+                "--durability",
+                "--config",
+            ],
+        ),
         ("format", &["--device", "--size", "--force", "--quick"]),
         ("check", &["--device", "--json"]),
         ("device", &["list", "bind", "unbind", "identify"]),
@@ -66,6 +78,9 @@ fn wrong_usage_exits_with_2_and_leaves_nothing_behind() {
         &["serve", "--listen", "127.0.0.1:99999"],
         &["serve", "--cores", "zero"],
         &["serve", "--cores", ""],
+        &["serve", "--reactors", "0"],
+        &["serve", "--reactors", "two"],
+        &["serve", "--reactors", "1", "--cores", "0"],
         &["serve", "--durability", "sometimes"],
         &["serve", "--durability", "interval"],
         &["serve", "--durability", "interval=soon"],
@@ -153,6 +168,7 @@ fn every_option_is_accepted_and_one_image_opens_through_every_engine() {
         for extra in [
             vec!["--cores", "0"],
             vec!["--cores", "0,1"],
+            vec!["--reactors", "3"],
             vec!["--durability", "always"],
             vec!["--durability", "interval=1000"],
             vec!["--durability", "bytes=65536"],
@@ -164,6 +180,9 @@ fn every_option_is_accepted_and_one_image_opens_through_every_engine() {
             }
             let node = options.start();
             expected += 1;
+            if extra[0] == "--reactors" {
+                assert!(node.ready_line.contains(", 3 reactors, "), "{}", node.ready_line);
+            }
             let found = call!(node.client(), "INCR", "starts").int();
             assert_eq!(found, expected, "{engine} {extra:?}: what earlier starts wrote");
             node.stop();

@@ -16,7 +16,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("net", &["reactor", "ring", "engine::action", "engine::op", "format::slot", "limits"]),
     ("reactor", &["ring", "engine::op", "format::slot", "limits"]),
     ("ring", &["limits"]),
-    ("engine", &["device", "format", "limits", "probe", "size"]),
+    ("engine", &["device", "format", "limits", "probe", "size", "sys::prefetch"]),
     ("device", &["limits", "pci::Bdf"]),
     ("format", &["limits"]),
     // What sysfs says about controllers: a leaf, so that everything above may ask it.

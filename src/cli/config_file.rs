@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::{EngineName, ServeArgs, Trim};
-use crate::limits::CONNECTION_COUNT_MAX;
+use crate::limits::{CONNECTION_COUNT_MAX, REACTOR_COUNT_MAX};
 use crate::size;
 
 #[derive(Debug, Default, Deserialize)]
@@ -17,6 +17,7 @@ struct ConfigFile {
     size: Option<String>,
     listen: Option<SocketAddr>,
     cores: Option<String>,
+    reactors: Option<u32>,
     durability: Option<String>,
     trim: Option<String>,
     checkpoint_interval: Option<String>,
@@ -52,7 +53,16 @@ pub(super) fn apply(args: &mut ServeArgs, path: &Path) -> Result<(), String> {
     if let (None, Some(text)) = (args.scrub_rate, file.scrub_rate) {
         args.scrub_rate = Some(size::parse(&text).map_err(|error| wrong("scrub-rate", error.to_string()))?);
     }
-    if let (None, Some(cores)) = (&args.cores, file.cores) {
+    if let (Some(_), Some(_)) = (&file.cores, file.reactors) {
+        return Err(wrong("cores", "leave it out or leave reactors out".to_owned()));
+    }
+    if let (None, None, Some(count)) = (args.reactors, &args.cores, file.reactors) {
+        if !(1..=REACTOR_COUNT_MAX as u32).contains(&count) {
+            return Err(wrong("reactors", format!("{count} is not in 1..={REACTOR_COUNT_MAX}")));
+        }
+        args.reactors = Some(count);
+    }
+    if let (None, None, Some(cores)) = (&args.cores, args.reactors, file.cores) {
         args.cores = Some(cores.parse().map_err(|error| wrong("cores", format!("{error}")))?);
     }
     if let (None, Some(mode)) = (args.durability, file.durability) {

@@ -26,7 +26,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::engine::durability::Durability;
-use crate::limits::{CONNECTION_COUNT_MAX, SHARD_COUNT_DEFAULT, SHARD_COUNT_MAX};
+use crate::limits::{CONNECTION_COUNT_MAX, REACTOR_COUNT_MAX, SHARD_COUNT_DEFAULT, SHARD_COUNT_MAX};
 use crate::reactor::cores::CoreList;
 use crate::size;
 
@@ -123,10 +123,13 @@ struct ServeArgs {
     /// Address and port; port 0 lets the kernel choose one [default: 127.0.0.1:6379]
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Option<std::net::SocketAddr>,
-    /// Cores to pin reactors to, one each, such as 0,1 or 0-3; with a controller they never sleep [default: one unpinned
-    /// reactor per core]
-    #[arg(long, value_name = "LIST")]
+    /// Cores to pin reactors to, one each, such as 0,1 or 0-3; with a controller they never sleep [default: unpinned
+    /// reactors, see --reactors]
+    #[arg(long, value_name = "LIST", conflicts_with = "reactors")]
     cores: Option<CoreList>,
+    /// Reactors, pinned to no core [default: one per core, but one core is left to the kernel and to clients on this machine]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=REACTOR_COUNT_MAX as i64))]
+    reactors: Option<u32>,
     /// When a write is acknowledged: always, interval=MS, bytes=N or never [default: always]
     #[arg(long, value_name = "MODE")]
     durability: Option<Durability>,

@@ -86,7 +86,9 @@ pub(super) fn serve(mut args: ServeArgs) -> Exit {
     }
 }
 
-/// The core of each reactor: those that were named, else one unpinned reactor per core that this process may use.
+/// The core of each reactor: those that were named, else unpinned ones, as many as wanted or as cores can be used but one: what
+/// the kernel does for sockets and files, and clients on the same machine, would take its time from reactors that wait for each
+/// other.
 fn reactor_cores(args: &ServeArgs) -> Result<Vec<Option<usize>>, String> {
     match &args.cores {
         Some(list) => {
@@ -97,7 +99,8 @@ fn reactor_cores(args: &ServeArgs) -> Result<Vec<Option<usize>>, String> {
             let count = std::thread::available_parallelism().map_or(1, usize::from);
             // Naming cores is how a reactor is pinned: the usable ones are only counted here.
             let usable = cores::usable().map_or(count, |cores| cores.len());
-            Ok(vec![None; count.min(usable).clamp(1, REACTOR_COUNT_MAX)])
+            let default = count.min(usable).saturating_sub(1).clamp(1, REACTOR_COUNT_MAX);
+            Ok(vec![None; args.reactors.map_or(default, |count| count as usize)])
         }
     }
 }

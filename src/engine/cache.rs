@@ -17,6 +17,7 @@ use quick_cache::unsync::{Cache, DefaultLifecycle};
 use quick_cache::{OptionsBuilder, Weighter};
 
 use super::op::{ShardId, Value};
+use crate::sys::prefetch::prefetch;
 
 /// About how large one segment may get.
 const SEGMENT_SIZE: usize = 4 << 20;
@@ -185,6 +186,15 @@ impl RecordCache {
     fn segment(&self, hash: u64) -> usize {
         // The tables use the lowest and the highest bits.
         (hash >> 32) as usize & (self.segments.len() - 1)
+    }
+
+    /// Begins to fetch what is here of a key.
+    pub(super) fn prefetch(&self, hash: u64) {
+        if !self.segments.is_empty()
+            && let Some(cached) = self.segments[self.segment(hash)].peek(&hash)
+        {
+            prefetch(&cached.value[..]);
+        }
     }
 
     /// The value of a record, if it is here.

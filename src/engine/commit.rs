@@ -10,7 +10,7 @@
 
 use super::Engine;
 use super::durability::{Durability, WRITE_DELAY_MS};
-use super::log::{Moved, PlacedFrame, Relocated, SealedFrame};
+use super::log::{Moved, NewEntry, PlacedFrame, Relocated, SealedFrame};
 use super::op::{Clock, OpError};
 use super::shard::Shard;
 use crate::device::{Device, IoError};
@@ -22,7 +22,7 @@ const LAZY_DELAY_US: u64 = 10_000;
 struct GroupFrame {
     shard: usize,
     frame: u64,
-    entries: Vec<(super::op::Key, u64)>,
+    entries: Vec<NewEntry>,
     moved: Vec<Moved>,
     placed: PlacedFrame,
     /// How a write of it failed.
@@ -300,7 +300,7 @@ impl<D: Device> Engine<D> {
         let Some(group) = self.committer.group.take() else { return };
         let durable = group.flush || !self.queue.device().geometry().volatile_cache;
         for GroupFrame { shard, frame, entries, moved, .. } in group.frames {
-            self.shards[shard].on_written(frame, entries, &moved, &mut self.cache);
+            self.shards[shard].on_written(frame, &entries, &moved, &mut self.cache);
         }
         if durable {
             self.committer.durable_group = self.committer.group_count;

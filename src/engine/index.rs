@@ -7,6 +7,8 @@ use std::hash::Hasher;
 
 use siphasher::sip::SipHasher13;
 
+use crate::sys::prefetch::prefetch;
+
 /// Where a record is and what can be known without reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
@@ -37,6 +39,10 @@ pub fn hash_key(secret: &[u8; 16], key: &[u8]) -> u64 {
 pub trait Index {
     /// The entry of a key.
     fn get(&self, hash: u64, key: &[u8]) -> Option<&Entry>;
+    /// Begins to fetch where the slots of a hash are said to be.
+    fn prefetch_bucket(&self, hash: u64);
+    /// Begins to fetch the slots of a hash; `prefetch_bucket` was called a while ago.
+    fn prefetch_slots(&self, hash: u64);
     /// Sets the entry of a key and returns the one it replaces.
     fn insert(&mut self, hash: u64, key: &[u8], entry: Entry) -> Option<Entry>;
     /// Removes a key and returns its entry.
@@ -166,6 +172,15 @@ impl Index for HashIndex {
     fn get(&self, hash: u64, key: &[u8]) -> Option<&Entry> {
         let bucket = &self.buckets[self.bucket(hash)];
         bucket.iter().find(|slot| slot.is_of(hash, key)).map(|slot| &slot.entry)
+    }
+
+    fn prefetch_bucket(&self, hash: u64) {
+        prefetch(&self.buckets[self.bucket(hash)]);
+    }
+
+    fn prefetch_slots(&self, hash: u64) {
+        let bucket = &self.buckets[self.bucket(hash)];
+        bucket.iter().take(BUCKET_LOAD_MAX as usize).for_each(prefetch);
     }
 
     fn insert(&mut self, hash: u64, key: &[u8], entry: Entry) -> Option<Entry> {

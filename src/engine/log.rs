@@ -47,6 +47,13 @@ pub(super) struct Moved {
     pub(super) expires_at_ms: u64,
 }
 
+/// A record on its way that will be its key's in the index.
+pub(super) struct NewEntry {
+    pub(super) hash: u64,
+    pub(super) key: Key,
+    pub(super) sequence: u64,
+}
+
 /// Where a record was put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Appended {
@@ -72,7 +79,7 @@ pub(super) struct SealedFrame {
     /// Byte offset on the device and bytes, to be written in any order.
     pub(super) writes: Vec<(u64, Bytes)>,
     /// Keys to move from the pending set to the index, with their sequences.
-    pub(super) entries: Vec<(Key, u64)>,
+    pub(super) entries: Vec<NewEntry>,
     pub(super) moved: Vec<Moved>,
     pub(super) placed: PlacedFrame,
 }
@@ -130,7 +137,7 @@ pub(super) struct ShardLog {
     staging: Vec<u8>,
     record_count: u32,
     first_sequence: u64,
-    entries: Vec<(Key, u64)>,
+    entries: Vec<NewEntry>,
     moved: Vec<Moved>,
     /// Something is in the frame that somebody waits for.
     is_urgent: bool,
@@ -317,8 +324,8 @@ impl ShardLog {
     }
 
     /// Says that the record just appended is the newest of `key`, to be moved to the index once it is written.
-    pub(super) fn note_entry(&mut self, key: Key, sequence: u64) {
-        self.entries.push((key, sequence));
+    pub(super) fn note_entry(&mut self, hash: u64, key: Key, sequence: u64) {
+        self.entries.push(NewEntry { hash, key, sequence });
     }
 
     fn is_reserved_for_others(&self, purpose: Purpose) -> bool {

@@ -13,6 +13,7 @@
 
 pub mod action;
 pub mod allocator;
+mod arrivals;
 pub mod batch;
 mod cache;
 pub mod check;
@@ -48,6 +49,7 @@ use crate::format::superblock::Superblock;
 use crate::limits::{ENGINE_OPERATIONS_MAX, KEY_SIZE_MAX, VALUE_SIZE_MAX};
 
 use allocator::Allocator;
+use arrivals::Arrival;
 use cache::RecordCache;
 use checkpoint::{CheckpointStats, Checkpointer};
 use commit::Committer;
@@ -114,6 +116,7 @@ pub struct Engine<D> {
     shards: Vec<Shard>,
     /// From a shard's number on the device to its place in `shards`.
     shard_at: Vec<Option<usize>>,
+    arrivals: Vec<Arrival>,
     operations: Slab<Operation>,
     batch_holds: Slab<BatchHold>,
     reads: Slab<ReadJob>,
@@ -167,6 +170,7 @@ impl<D: Device> Engine<D> {
             queue: IoQueue::new(device),
             shards,
             shard_at,
+            arrivals: Vec::new(),
             operations: Slab::new(),
             batch_holds: Slab::new(),
             reads: Slab::new(),
@@ -312,7 +316,10 @@ impl<D: Device> Engine<D> {
 
     /// Whether operations are under way.
     pub fn is_busy(&self) -> bool {
-        !self.operations.is_empty() || !self.queue.is_idle() || self.committer.is_in_group()
+        !self.arrivals.is_empty()
+            || !self.operations.is_empty()
+            || !self.queue.is_idle()
+            || self.committer.is_in_group()
     }
 
     /// Microseconds on the monotonic clock when `poll` has something to do although nothing comes in.
@@ -334,7 +341,7 @@ impl<D: Device> Engine<D> {
 
     /// Takes an operation. Its answer comes from `poll`, with `token`, once. Refused operations come back.
     pub fn submit(&mut self, shard: ShardId, token: u64, op: ShardOp, clock: Clock) -> Result<(), ShardOp> {
-        if self.operations.len() >= ENGINE_OPERATIONS_MAX {
+        if self.operations.len() + self.arrivals.len() >= ENGINE_OPERATIONS_MAX {
             return Err(op);
         }
         let Some(at) = self.shard_at.get(usize::from(shard.0)).copied().flatten() else {
@@ -349,6 +356,9 @@ impl<D: Device> Engine<D> {
             };
             self.answers.push((token, answer));
             return Ok(());
+        }
+        if !matches!(op, ShardOp::Key { .. }) {
+            self.begin_arrivals(clock);
         }
         self.admit(at, token, op, clock);
         Ok(())
@@ -376,9 +386,10 @@ impl<D: Device> Engine<D> {
 
     /// One pass: completions, waiting operations, the next group, the doorbell.
     fn step(&mut self, clock: Clock) -> bool {
+        let begun = self.begin_arrivals(clock);
         let mut finished = std::mem::take(&mut self.finished);
         self.queue.poll(&mut finished);
-        let progress = !finished.is_empty();
+        let progress = begun || !finished.is_empty();
         for one in finished.drain(..) {
             match one.purpose {
                 io_queue::Purpose::Read { job, at } => {

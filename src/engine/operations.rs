@@ -133,10 +133,10 @@ impl BatchHold {
 }
 
 impl<D: Device> Engine<D> {
-    /// Starts an operation.
+    /// Takes an operation: one on a key begins with the next pass, every other at once.
     pub(super) fn admit(&mut self, at: usize, token: u64, op: ShardOp, clock: Clock) {
         match op {
-            ShardOp::Key { key, action } => self.enter_key(at, token, key, action, clock),
+            ShardOp::Key { key, action } => self.arrive(at, token, key, action),
             ShardOp::Lock { keys, watched, values_size_max } => {
                 let lock = Box::new(LockState { keys, watched, values_size_max, next: 0 });
                 if self.shards[at].gate.is_empty() {
@@ -254,7 +254,15 @@ impl<D: Device> Engine<D> {
 
     // --- one key -----------------------------------------------------------------------------------------------
 
-    fn enter_key(&mut self, at: usize, token: u64, key: Key, action: Action, clock: Clock) {
+    pub(super) fn enter_key(
+        &mut self,
+        at: usize,
+        token: u64,
+        hash: u64,
+        key: Key,
+        action: Action,
+        clock: Clock,
+    ) {
         if key.len() > KEY_SIZE_MAX {
             let error = OpError::KeyTooLarge { size: key.len() as u64, size_max: KEY_SIZE_MAX as u64 };
             self.answers.push((token, Answer::Reply(Reply::Error(error))));
@@ -264,12 +272,12 @@ impl<D: Device> Engine<D> {
             let id = self.suspend(at, token, State::Key { key, action });
             self.shards[at].gate.push_back(id);
         } else {
-            self.run_key(at, token, key, action, clock);
+            self.run_key(at, token, hash, key, action, clock);
         }
     }
 
     /// Runs an action on a key, or puts it in line when the key is held.
-    fn run_key(&mut self, at: usize, token: u64, key: Key, action: Action, clock: Clock) {
+    fn run_key(&mut self, at: usize, token: u64, hash: u64, key: Key, action: Action, clock: Clock) {
         if self.shards[at].holds.contains_key(&key) {
             let id = self.suspend(at, token, State::Key { key: key.clone(), action });
             if let Some(hold) = self.shards[at].holds.get_mut(&key) {
@@ -287,12 +295,12 @@ impl<D: Device> Engine<D> {
             self.answers.push((token, Answer::Reply(Reply::Error(error))));
             return;
         }
-        let lookup = self.shards[at].lookup(&key, clock.unix_ms);
+        let lookup = self.shards[at].lookup_hashed(hash, &key, clock.unix_ms);
         match lookup.entry {
             Some(entry) if action.need() == Need::Value => {
-                if let Some(value) = self.cached(at, lookup.hash, &entry) {
+                if let Some(value) = self.cached(at, hash, &entry) {
                     let current = lookup.current.map(|current| Current { value: Some(value), ..current });
-                    self.finish_key(at, token, key, action, current, lookup.depends_on, false, clock);
+                    self.finish_key(at, token, hash, key, action, current, lookup.depends_on, false, clock);
                     return;
                 }
                 let held = action.is_write();
@@ -304,7 +312,9 @@ impl<D: Device> Engine<D> {
                     self.suspend(at, token, State::Reading { key: key.clone(), action, expires_at_ms, held });
                 self.start_read(at, key, entry, ReadFor::Key(id));
             }
-            _ => self.finish_key(at, token, key, action, lookup.current, lookup.depends_on, false, clock),
+            _ => {
+                self.finish_key(at, token, hash, key, action, lookup.current, lookup.depends_on, false, clock)
+            }
         }
     }
 
@@ -332,7 +342,8 @@ impl<D: Device> Engine<D> {
                 let alive = !is_expired(expires_at_ms, clock.unix_ms);
                 let current =
                     alive.then(|| Current { expires_at_ms, size: value.len() as u64, value: Some(value) });
-                self.finish_key(at, token, key, action, current, 0, held, clock);
+                let hash = self.shards[at].hash(&key);
+                self.finish_key(at, token, hash, key, action, current, 0, held, clock);
             }
         }
     }
@@ -345,6 +356,7 @@ impl<D: Device> Engine<D> {
         &mut self,
         at: usize,
         token: u64,
+        hash: u64,
         key: Key,
         action: Action,
         current: Option<Current>,
@@ -375,7 +387,7 @@ impl<D: Device> Engine<D> {
         }
         // Behind those that already wait for room: the log keeps the order of arrival.
         let left = if self.shards[at].stalled.is_empty() {
-            self.try_append_key(at, token, &key, effect, reply, clock)
+            self.try_append_key(at, token, hash, &key, effect, reply, clock)
         } else {
             Some((effect, reply))
         };
@@ -396,10 +408,12 @@ impl<D: Device> Engine<D> {
     }
 
     /// Appends and answers; gives effect and reply back when the log has no room yet.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one operation, as above")]
     fn try_append_key(
         &mut self,
         at: usize,
         token: u64,
+        hash: u64,
         key: &Key,
         effect: KeyEffect,
         reply: Reply,
@@ -408,8 +422,8 @@ impl<D: Device> Engine<D> {
         match self.append(at, effect_draft(key, &effect, None), clock) {
             Ok(appended) => {
                 let shard = &mut self.shards[at];
-                shard.log.note_entry(key.clone(), appended.sequence);
-                shard.install(key.clone(), &effect, appended, false);
+                shard.log.note_entry(hash, key.clone(), appended.sequence);
+                shard.install(hash, key.clone(), &effect, appended, false);
                 self.answer_after(at, token, appended.frame, Answer::Reply(reply));
                 None
             }
@@ -437,7 +451,10 @@ impl<D: Device> Engine<D> {
     fn resume(&mut self, id: usize, clock: Clock) {
         let Operation { token, shard, state } = self.operations.remove(id);
         match state {
-            State::Key { key, action } => self.run_key(shard, token, key, action, clock),
+            State::Key { key, action } => {
+                let hash = self.shards[shard].hash(&key);
+                self.run_key(shard, token, hash, key, action, clock);
+            }
             State::Lock(lock) => self.go_on_locking(shard, token, lock, clock),
             state => self.enter_log(shard, token, state, clock),
         }
@@ -496,7 +513,8 @@ impl<D: Device> Engine<D> {
             let again = match state {
                 State::Append { key, effect, reply } => {
                     let size = effect.value_size();
-                    match self.try_append_key(at, token, &key, effect, reply, clock) {
+                    let hash = self.shards[at].hash(&key);
+                    match self.try_append_key(at, token, hash, &key, effect, reply, clock) {
                         Some((effect, reply)) => Some(State::Append { key, effect, reply }),
                         None => {
                             // Out of the line before the key is released: who waited for it comes behind the others.

@@ -7,6 +7,7 @@
 //! - A key is in the pending set exactly while its newest record's frame is not written.
 //! - An operation that must wait between reading a key and writing it holds the key; whoever comes next waits in line.
 
+mod pending;
 mod pin;
 mod state;
 #[cfg(test)]
@@ -25,7 +26,7 @@ use super::action::is_expired;
 use super::cache::RecordCache;
 use super::extents::Extents;
 use super::index::{Entry, HashIndex, Index, hash_key};
-use super::log::{Appended, Move, Moved, OpenExtent, Relocated, ShardLog};
+use super::log::{Appended, Move, Moved, NewEntry, OpenExtent, Relocated, ShardLog};
 use super::op::{Answer, BatchId, Current, Key, KeyEffect, OpError, ShardId, Value};
 use super::recovery::Doubt;
 use crate::format::Place;
@@ -34,6 +35,7 @@ use crate::format::superblock::Superblock;
 use crate::limits::KEY_SIZE_MAX;
 use crate::probe::{self, Probe};
 
+use pending::PendingSet;
 use pin::Pin;
 
 pub(super) use pin::Before;
@@ -88,6 +90,9 @@ struct Watch {
 /// Answers that wait for a frame.
 pub(super) type Waiters = BTreeMap<u64, Vec<(u64, Answer)>>;
 
+/// Records that are settled together: what each needs is fetched for all of them first.
+const PREFETCHED_COUNT: usize = 64;
+
 /// A FLUSHALL: extents older than its own hold nothing any more.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Cleared {
@@ -100,7 +105,7 @@ pub(super) struct Shard {
     pub(super) id: ShardId,
     superblock: Arc<Superblock>,
     index: HashIndex,
-    pending: KeyMap<Pending>,
+    pending: PendingSet,
     pub(super) holds: KeyMap<Hold>,
     /// Operations that wait for room in the log, in order.
     pub(super) stalled: VecDeque<usize>,
@@ -159,7 +164,7 @@ impl Shard {
             id: state.id,
             live: state.index.len(),
             index: state.index,
-            pending: KeyMap::with_hasher(hash),
+            pending: PendingSet::default(),
             holds: KeyMap::with_hasher(hash),
             stalled: VecDeque::new(),
             gate: VecDeque::new(),
@@ -203,9 +208,10 @@ impl Shard {
 
     /// The expiry of a key that is stored, past or not; 0 for none.
     pub(super) fn stored_expiry(&self, key: &Key) -> Option<u64> {
-        match self.pending.get(key) {
+        let hash = self.hash(key);
+        match self.pending.get(hash, key) {
             Some(pending) => (pending.value.is_some() && !pending.reaped).then_some(pending.expires_at_ms),
-            None => self.index.get(self.hash(key), key).map(|entry| entry.expires_at_ms),
+            None => self.index.get(hash, key).map(|entry| entry.expires_at_ms),
         }
     }
 
@@ -220,7 +226,7 @@ impl Shard {
 
     /// Bytes of memory of what is on its way to the device.
     pub(super) fn log_heap_size(&self) -> usize {
-        self.log.staged_size() + self.pending.capacity() * std::mem::size_of::<(Key, Pending)>()
+        self.log.staged_size() + self.pending.heap_size()
     }
 
     /// The place that records of an extent were written for.
@@ -268,7 +274,7 @@ impl Shard {
 
     /// Whether a newer record of the key than the index has is on its way.
     pub(super) fn is_pending(&self, key: &Key) -> bool {
-        self.pending.contains_key(key)
+        self.pending.contains(self.hash(key), key)
     }
 
     /// Whether a key's outcome is unknown until a restart.
@@ -288,7 +294,7 @@ impl Shard {
 
     /// Why nothing can be said about a key, when records that may have been its newest were lost.
     pub(super) fn doubt_about(&self, key: &Key) -> Option<OpError> {
-        if !self.is_in_doubt() || self.pending.contains_key(key) {
+        if !self.is_in_doubt() || self.is_pending(key) {
             return None;
         }
         let is_known = match self.index.get(self.hash(key), key) {
@@ -309,9 +315,13 @@ impl Shard {
 
     /// What memory knows of a key. Reaps it when it has expired.
     pub(super) fn lookup(&mut self, key: &Key, now_ms: u64) -> Lookup {
-        let hash = self.hash(key);
+        self.lookup_hashed(self.hash(key), key, now_ms)
+    }
+
+    /// The same where the hash is known.
+    pub(super) fn lookup_hashed(&mut self, hash: u64, key: &Key, now_ms: u64) -> Lookup {
         let expired = |at: u64| is_expired(at, now_ms);
-        if let Some(pending) = self.pending.get(key) {
+        if let Some(pending) = self.pending.get(hash, key) {
             let depends_on = pending.at.frame;
             match &pending.value {
                 Some(value) if !pending.reaped && !expired(pending.expires_at_ms) => {
@@ -322,7 +332,7 @@ impl Shard {
                     };
                     return Lookup { current: Some(current), entry: None, depends_on, hash };
                 }
-                Some(_) if !pending.reaped => self.reap(key),
+                Some(_) if !pending.reaped => self.reap(hash, key),
                 _ => {}
             }
             return Lookup { current: None, entry: None, depends_on, hash };
@@ -337,7 +347,7 @@ impl Shard {
                 Lookup { current: Some(current), entry: Some(entry), depends_on: 0, hash }
             }
             Some(_) => {
-                self.reap(key);
+                self.reap(hash, key);
                 Lookup { current: None, entry: None, depends_on: self.clear_frame, hash }
             }
             None => Lookup { current: None, entry: None, depends_on: self.clear_frame, hash },
@@ -345,16 +355,16 @@ impl Shard {
     }
 
     /// Forgets an expired key. Nothing is logged: its record says itself when it ends.
-    fn reap(&mut self, key: &Key) {
+    fn reap(&mut self, hash: u64, key: &Key) {
         self.touch(key);
-        if let Some(pending) = self.pending.get_mut(key) {
+        if let Some(pending) = self.pending.get_mut(hash, key) {
             if pending.value.is_some() && !pending.reaped {
                 pending.reaped = true;
                 self.live -= 1;
                 let expiry = (pending.expires_at_ms, key.clone());
                 self.expiries.remove(&expiry);
             }
-        } else if let Some(entry) = self.index.remove(self.hash(key), key) {
+        } else if let Some(entry) = self.index.remove(hash, key) {
             // It was no older than what was lost, so that it is known to have been the last.
             if self.doubt.below > 0 && entry.sequence >= self.doubt.below {
                 self.doubt.known_absent.insert(key.clone());
@@ -372,7 +382,7 @@ impl Shard {
             match self.expiries.first() {
                 Some((at, key)) if is_expired(*at, now_ms) => {
                     let key = key.clone();
-                    self.reap(&key);
+                    self.reap(self.hash(&key), &key);
                 }
                 _ => return false,
             }
@@ -386,16 +396,15 @@ impl Shard {
     }
 
     /// Makes an appended effect the key's newest state.
-    pub(super) fn install(&mut self, key: Key, effect: &KeyEffect, at: Appended, is_part: bool) {
+    pub(super) fn install(&mut self, hash: u64, key: Key, effect: &KeyEffect, at: Appended, is_part: bool) {
         self.touch(&key);
         if self.is_in_doubt() {
             self.doubt.keys.remove(&key);
             // Its older records do not matter any more.
             self.doubt.known_absent.insert(key.clone());
         }
-        let hash = self.hash(&key);
         self.note_before(&key, hash);
-        let before = match self.pending.get(&key) {
+        let before = match self.pending.get(hash, &key) {
             Some(pending) => (pending.value.is_some() && !pending.reaped).then_some(pending.expires_at_ms),
             None => self.index.get(hash, &key).map(|entry| entry.expires_at_ms),
         };
@@ -418,7 +427,7 @@ impl Shard {
         let pending = Pending { value, expires_at_ms, at, hash, reaped: false, is_part };
         if at.frame <= self.written_frame {
             self.settle(&key, &pending);
-            self.pending.remove(&key);
+            self.pending.remove(hash, &key);
         } else {
             self.pending.insert(key, pending);
         }
@@ -506,7 +515,7 @@ impl Shard {
     pub(super) fn on_written(
         &mut self,
         frame: u64,
-        entries: Vec<(Key, u64)>,
+        entries: &[NewEntry],
         moved: &[Moved],
         cache: &mut RecordCache,
     ) {
@@ -514,14 +523,17 @@ impl Shard {
         for one in moved {
             self.on_collected(one, cache);
         }
-        for (key, sequence) in entries {
-            if self.pending.get(&key).is_some_and(|pending| pending.at.sequence == sequence)
-                && let Some(pending) = self.pending.remove(&key)
-            {
+        for some in entries.chunks(PREFETCHED_COUNT) {
+            some.iter().for_each(|one| self.index.prefetch_bucket(one.hash));
+            some.iter().for_each(|one| self.index.prefetch_slots(one.hash));
+            some.iter().for_each(|one| cache.prefetch(one.hash));
+            for NewEntry { hash, key, sequence } in some {
+                let is_newest = |pending: &Pending| pending.at.sequence == *sequence;
+                let Some((key, pending)) = self.pending.remove_if(*hash, key, is_newest) else { continue };
                 self.settle(&key, &pending);
                 match &pending.value {
                     Some(value) if !pending.reaped => {
-                        cache.insert_written(pending.hash, self.id, sequence, value);
+                        cache.insert_written(pending.hash, self.id, *sequence, value);
                     }
                     _ => cache.remove(pending.hash),
                 }
@@ -533,7 +545,7 @@ impl Shard {
     pub(super) fn clear(&mut self, frame: u64) {
         let watched: Vec<Key> = self.watches.keys().cloned().collect();
         for key in watched {
-            if self.pending.contains_key(&key) || self.index.get(self.hash(&key), &key).is_some() {
+            if self.is_pending(&key) || self.entry(&key).is_some() {
                 self.touch(&key);
             }
         }
@@ -551,8 +563,7 @@ impl Shard {
     /// After a failed write or flush: what was pending may or may not be there after a restart.
     pub(super) fn poison(&mut self) {
         self.lose_pin("the device failed a write");
-        let pending: Vec<(Key, Pending)> = self.pending.drain().collect();
-        for (key, pending) in pending {
+        for (key, pending) in self.pending.drain() {
             if pending.value.is_some() && !pending.reaped {
                 self.live -= 1;
                 self.expiries.remove(&(pending.expires_at_ms, key.clone()));
@@ -619,14 +630,13 @@ impl Shard {
     pub(super) fn scan(&mut self, cursor: u64, count: usize, now_ms: u64) -> (u64, Vec<Key>) {
         let mut keys = Vec::new();
         let live = |expires_at_ms: u64| !is_expired(expires_at_ms, now_ms);
-        let pending = &self.pending;
         let next = self.index.scan(cursor, count, &mut |key, entry| {
-            if live(entry.expires_at_ms) && !pending.contains_key(key) {
+            if live(entry.expires_at_ms) && !self.pending.contains(self.hash(key), key) {
                 keys.push(Key::copy_from_slice(key));
             }
         });
         // The pending set is small; its keys belong to the range of hashes that the index just covered.
-        for (key, pending) in &self.pending {
+        for (key, pending) in self.pending.iter() {
             let in_range = pending.hash >= cursor && (next == 0 || pending.hash < next);
             if in_range && pending.value.is_some() && !pending.reaped && live(pending.expires_at_ms) {
                 keys.push(key.clone());

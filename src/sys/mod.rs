@@ -1,3 +1,4 @@
 //! Thin layers over what the system gives: a leaf.
 
 pub mod heap;
+pub mod prefetch;

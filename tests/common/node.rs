@@ -84,6 +84,10 @@ impl Options {
         if let Some(mode) = &self.durability {
             command.args(["--durability", mode]);
         }
+        // Two, however many cores there are: what is between reactors is to be met everywhere.
+        if !self.extra.iter().any(|arg| arg == "--cores" || arg == "--reactors") {
+            command.args(["--reactors", "2"]);
+        }
         command.args(&self.extra);
         command
     }

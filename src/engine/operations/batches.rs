@@ -137,7 +137,8 @@ impl<D: Device> Engine<D> {
                 Ok(appended) => {
                     prepare.frame = appended.frame;
                     prepare.next += 1;
-                    self.shards[at].log.note_entry(key.clone(), appended.sequence);
+                    let hash = self.shards[at].hash(&key);
+                    self.shards[at].log.note_entry(hash, key.clone(), appended.sequence);
                     if let Some(hold) = self.batch_holds.get_mut(prepare.hold.0 as usize) {
                         hold.prepared.push((key, effect, appended));
                     }
@@ -226,7 +227,8 @@ impl<D: Device> Engine<D> {
             if unknown || never_written {
                 self.shards[shard].mark_unknown(key);
             } else if outcome == BatchOutcome::Committed {
-                self.shards[shard].install(key, &effect, appended, true);
+                let hash = self.shards[shard].hash(&key);
+                self.shards[shard].install(hash, key, &effect, appended, true);
             }
         }
         match batch {

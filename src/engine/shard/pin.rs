@@ -152,7 +152,7 @@ impl Shard {
         if pin.is_behind(hash) || pin.before.contains_key(&(hash, key.clone())) {
             return;
         }
-        let before = match self.pending.get(key) {
+        let before = match self.pending.get(hash, key) {
             Some(pending) if pending.reaped => None,
             Some(pending) => pending.value.clone().map(|value| {
                 let expires_at_ms = pending.expires_at_ms;
@@ -200,12 +200,12 @@ impl Shard {
         let is_changed =
             |key: &Key, hash: u64| !written.is_empty() && written.contains_key(&(hash, key.clone()));
         let next = self.index.scan(from, count, &mut |key, entry| {
-            let key = Key::copy_from_slice(key);
-            if !self.pending.contains_key(&key) && !is_changed(&key, self.hash(&key)) {
+            let (hash, key) = (self.hash(key), Key::copy_from_slice(key));
+            if !self.pending.contains(hash, &key) && !is_changed(&key, hash) {
                 found.push((key, Before::Stored(*entry)));
             }
         });
-        for (key, pending) in &self.pending {
+        for (key, pending) in self.pending.iter() {
             let in_range = pending.hash >= from && (next == 0 || pending.hash < next);
             if in_range
                 && !pending.reaped

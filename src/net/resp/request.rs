@@ -26,6 +26,39 @@ const LARGE_SIZE_START: usize = 64 << 10;
 /// What an allocator adds to an argument.
 const ARGUMENT_OVERHEAD: usize = 16;
 
+/// A command's name that is longer is not kept for the next one.
+const NAME_SIZE_MAX: usize = 16;
+
+/// Short bytes, with how many they are. As the owner of a `Bytes` they lie right behind its counter: one piece of memory, where
+/// a copied slice has two as soon as it is shared.
+struct Short<const N: usize> {
+    size: u8,
+    bytes: [u8; N],
+}
+
+impl<const N: usize> AsRef<[u8]> for Short<N> {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.size)]
+    }
+}
+
+fn short<const N: usize>(from: &[u8]) -> Bytes {
+    let mut bytes = [0; N];
+    bytes[..from.len()].copy_from_slice(from);
+    Bytes::from_owner(Short { size: from.len() as u8, bytes })
+}
+
+/// A copy that may be shared and kept for long.
+fn owned(bytes: &[u8]) -> Bytes {
+    match bytes.len() {
+        0 => Bytes::new(),
+        1..=23 => short::<23>(bytes),
+        24..=55 => short::<55>(bytes),
+        56..=119 => short::<119>(bytes),
+        _ => Bytes::copy_from_slice(bytes),
+    }
+}
+
 /// What a connection is willing to hold for one command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RequestLimits {
@@ -123,6 +156,8 @@ pub struct RequestParser {
     size: usize,
     large: BytesMut,
     refusal: Option<Refusal>,
+    /// The last command's name.
+    name: Bytes,
     /// Bytes at the front of the read buffer that hold no line end.
     scanned: usize,
 }
@@ -139,6 +174,7 @@ impl RequestParser {
             size: 0,
             large: BytesMut::new(),
             refusal: None,
+            name: Bytes::new(),
             scanned: 0,
         }
     }
@@ -211,7 +247,8 @@ impl RequestParser {
                     if buffer.len() < size + 2 {
                         return Ok(None);
                     }
-                    self.arguments.push(Bytes::copy_from_slice(&buffer[..size]));
+                    let argument = self.argument(&buffer[..size]);
+                    self.arguments.push(argument);
                     self.arguments_size += size + ARGUMENT_OVERHEAD;
                     buffer.advance(size + 2);
                     if let Some(parsed) = self.end_argument() {
@@ -307,6 +344,19 @@ impl RequestParser {
             State::Small(size)
         };
         Ok(())
+    }
+
+    /// An argument of its own memory. A client mostly says the same command again, whose name is then there already.
+    fn argument(&mut self, bytes: &[u8]) -> Bytes {
+        if !self.arguments.is_empty() {
+            return owned(bytes);
+        }
+        if self.name != bytes && bytes.len() <= NAME_SIZE_MAX {
+            self.name = owned(bytes);
+        } else if self.name != bytes {
+            return owned(bytes);
+        }
+        self.name.clone()
     }
 
     fn end_argument(&mut self) -> Option<Parsed> {
