@@ -218,7 +218,21 @@ fn a_config_file_gives_defaults_and_its_mistakes_are_named() {
     assert!(node.ready_line.contains("from-arguments.img"), "arguments win: {}", node.ready_line);
     node.stop();
 
+    for (cores, count) in [
+        ("cores = [0]", ", 1 reactor, "),
+        ("cores = \"0\"", ", 1 reactor, "),
+        ("reactors = 3", ", 3 reactors, "),
+    ] {
+        write(&format!("device = \"from-config.img\"\nlisten = \"127.0.0.1:0\"\n{cores}\n"));
+        let node = Node::start_in(directory.path(), &serve);
+        assert!(node.ready_line.contains(count), "{cores}: {}", node.ready_line);
+        node.stop();
+    }
+
     let mistakes: &[(&str, &str)] = &[
+        ("cores = [0, 0]\n", "twice"),
+        ("cores = [0]\nreactors = 2\n", "reactors"),
+        ("reactors = 0\n", "reactors"),
         ("device = ", "basalt.toml"),
         ("devise = \"x.img\"\n", "devise"),
         ("listen = \"127.0.0.1:0\"\ndurability = \"sometimes\"\n", "sometimes"),

@@ -16,7 +16,7 @@ struct ConfigFile {
     engine: Option<String>,
     size: Option<String>,
     listen: Option<SocketAddr>,
-    cores: Option<String>,
+    cores: Option<Cores>,
     reactors: Option<u32>,
     durability: Option<String>,
     trim: Option<String>,
@@ -25,6 +25,25 @@ struct ConfigFile {
     memory: Option<String>,
     scrub_rate: Option<String>,
     allow_remote_clients: Option<bool>,
+}
+
+/// `cores = "0,1-3"` as on the command line, `cores = [0, 1]` as TOML would have it, or one number.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Cores {
+    Text(String),
+    One(usize),
+    List(Vec<usize>),
+}
+
+impl Cores {
+    fn text(&self) -> String {
+        match self {
+            Cores::Text(text) => text.clone(),
+            Cores::One(core) => core.to_string(),
+            Cores::List(cores) => cores.iter().map(usize::to_string).collect::<Vec<_>>().join(","),
+        }
+    }
 }
 
 /// Fills in what the command line left open. The error says which file, which setting and what is wrong.
@@ -63,7 +82,7 @@ pub(super) fn apply(args: &mut ServeArgs, path: &Path) -> Result<(), String> {
         args.reactors = Some(count);
     }
     if let (None, None, Some(cores)) = (&args.cores, args.reactors, file.cores) {
-        args.cores = Some(cores.parse().map_err(|error| wrong("cores", format!("{error}")))?);
+        args.cores = Some(cores.text().parse().map_err(|error| wrong("cores", format!("{error}")))?);
     }
     if let (None, Some(mode)) = (args.durability, file.durability) {
         args.durability = Some(mode.parse().map_err(|error| wrong("durability", format!("{error}")))?);

@@ -216,7 +216,7 @@ impl Quorum {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoQuorum {
     /// None of the copies was ever one.
-    #[error("not a Basalt device (no superblock)")]
+    #[error("not a Basalt device (it has no superblock): `basalt format` makes one of it")]
     NotFormatted,
     /// Some are there, but no two agree.
     #[error("the superblock is damaged: no two of its {copies} copies agree ({detail})", copies = SUPERBLOCK_COPIES)]

@@ -1,5 +1,7 @@
 //! Commands on the connection and the server.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 
 use super::{Call, Fail, Local, Plan, SYNTAX, unknown_subcommand, wrong_arity};
@@ -23,9 +25,17 @@ pub fn echo(call: &Call<'_>) -> Result<Plan, Fail> {
 pub fn auth(call: &Call<'_>) -> Result<Plan, Fail> {
     Err(match call.args.len() {
         2 => "ERR AUTH <password> called without any password configured for the default user. Are you sure your configuration is correct?".into(),
-        3 => "ERR this node has no users or passwords: connect without AUTH".into(),
+        3 if is_default_user(&call.args[1]) => return local(Local::ClientIgnored),
+        3 => WRONG_USER,
         _ => SYNTAX,
     })
+}
+
+const WRONG_USER: Fail = Cow::Borrowed("WRONGPASS invalid username-password pair or user is disabled.");
+
+/// The one user there is, who needs no password: as in Redis, any will do.
+fn is_default_user(name: &[u8]) -> bool {
+    name == b"default"
 }
 
 pub fn hello(call: &Call<'_>) -> Result<Plan, Fail> {
@@ -43,7 +53,10 @@ pub fn hello(call: &Call<'_>) -> Result<Plan, Fail> {
     while at < call.args.len() {
         let more = call.args.len() - 1 - at;
         if call.is(at, "AUTH") && more >= 2 {
-            return Err("ERR this node has no users or passwords: send HELLO without AUTH".into());
+            if !is_default_user(&call.args[at + 1]) {
+                return Err(WRONG_USER);
+            }
+            at += 3;
         } else if call.is(at, "SETNAME") && more >= 1 {
             name = Some(client_name(&call.args[at + 1])?);
             at += 2;
