@@ -116,29 +116,84 @@ impl Slot {
     }
 }
 
-/// Keys per bucket, on average, at which the buckets double.
-const BUCKET_LOAD_MAX: u64 = 4;
+/// Keys per bucket, on average, at which a segment's buckets double.
+const BUCKET_LOAD_MAX: usize = 4;
 
-/// Buckets of an empty index, as a power of two.
+/// Buckets of an empty segment, and the most of one, as powers of two. The most is what is moved at once when the index
+/// grows: 4,096 keys, well within a millisecond.
 const BITS_MIN: u32 = 4;
+const BITS_MAX: u32 = 10;
+
+/// The longest prefix of hashes that segments are told apart by. With the buckets' bits it leaves the low bits of cursors zero.
+const DEPTH_MAX: u32 = 40;
+
+const _: () = assert!(DEPTH_MAX + BITS_MAX <= 56);
 
 /// The simplest correct index: whole keys in memory, buckets by the hash's upper bits.
+///
+/// It is made of segments, each with the keys whose hashes begin with the same bits. A full one is split in two; a directory
+/// over the first bits of hashes says which is whose (extendible hashing), so that growing never moves more than a segment.
 pub struct HashIndex {
-    buckets: Vec<Vec<Slot>>,
-    bits: u32,
+    /// By the first `directory_bits` of a hash: its segment.
+    directory: Vec<u32>,
+    directory_bits: u32,
+    segments: Vec<Segment>,
     len: u64,
     /// Bytes of the buckets' slots and of the keys, as an allocator gives them.
     slots_size: usize,
+    /// Bytes of the segments' buckets.
+    buckets_size: usize,
+}
+
+/// Keys whose hashes begin with the same `depth` bits, in buckets by the bits that follow.
+struct Segment {
+    depth: u32,
+    bits: u32,
+    len: usize,
+    buckets: Vec<Vec<Slot>>,
+}
+
+impl Segment {
+    fn new(depth: u32, bits: u32) -> Segment {
+        let buckets = std::iter::repeat_with(Vec::new).take(1 << bits).collect();
+        Segment { depth, bits, len: 0, buckets }
+    }
+
+    fn bucket(&self, hash: u64) -> usize {
+        ((hash << self.depth) >> (64 - self.bits)) as usize
+    }
+
+    fn buckets_size(&self) -> usize {
+        allocated(self.buckets.capacity() * std::mem::size_of::<Vec<Slot>>())
+    }
+
+    fn slots_size(&self) -> usize {
+        self.buckets.iter().map(bucket_size).sum()
+    }
+
+    fn push(&mut self, slot: Slot) {
+        let at = self.bucket(slot.hash);
+        self.buckets[at].push(slot);
+        self.len += 1;
+    }
+
+    fn is_full(&self) -> bool {
+        self.len > BUCKET_LOAD_MAX << self.bits
+    }
 }
 
 impl Default for HashIndex {
     fn default() -> Self {
-        HashIndex { buckets: empty_buckets(BITS_MIN), bits: BITS_MIN, len: 0, slots_size: 0 }
+        let first = Segment::new(0, BITS_MIN);
+        HashIndex {
+            directory: vec![0],
+            directory_bits: 0,
+            len: 0,
+            slots_size: 0,
+            buckets_size: first.buckets_size(),
+            segments: vec![first],
+        }
     }
-}
-
-fn empty_buckets(bits: u32) -> Vec<Vec<Slot>> {
-    std::iter::repeat_with(Vec::new).take(1 << bits).collect()
 }
 
 /// What an allocation of so many bytes takes: a word for the allocator, in steps of two.
@@ -151,41 +206,80 @@ fn bucket_size(bucket: &Vec<Slot>) -> usize {
 }
 
 impl HashIndex {
-    fn bucket(&self, hash: u64) -> usize {
-        (hash >> (64 - self.bits)) as usize
+    fn segment(&self, hash: u64) -> usize {
+        // A shift by all 64 bits is none at all, and an empty prefix is the first place.
+        let at = hash.checked_shr(64 - self.directory_bits).unwrap_or(0);
+        self.directory[at as usize] as usize
     }
 
-    fn grow(&mut self) {
-        self.bits += 1;
-        let mut buckets = empty_buckets(self.bits);
-        let mut slots_size = 0;
-        for slot in self.buckets.drain(..).flatten() {
-            slots_size += slot.key.heap_size();
-            buckets[(slot.hash >> (64 - self.bits)) as usize].push(slot);
+    /// Makes room in a segment that is full: twice the buckets, or two segments of it.
+    fn grow(&mut self, at: usize, hash: u64) {
+        let Segment { depth, bits, .. } = self.segments[at];
+        // A shard's hashes are even. Were they not, the directory would not grow beyond what the keys deserve.
+        let may_split = depth < DEPTH_MAX && self.len >> depth >= 1 << BITS_MIN;
+        let parts = match bits {
+            BITS_MAX if !may_split => return,
+            BITS_MAX => [Segment::new(depth + 1, BITS_MAX), Segment::new(depth + 1, BITS_MAX)],
+            _ => [Segment::new(depth, bits + 1), Segment::new(0, 0)],
+        };
+        let is_split = bits == BITS_MAX;
+        let old = std::mem::replace(&mut self.segments[at], Segment::new(0, 0));
+        self.slots_size -= old.slots_size();
+        self.buckets_size -= old.buckets_size();
+        let [mut low, mut high] = parts;
+        for slot in old.buckets.into_iter().flatten() {
+            let is_high = is_split && (slot.hash << depth) >> 63 == 1;
+            if is_high { high.push(slot) } else { low.push(slot) }
         }
-        self.slots_size = slots_size + buckets.iter().map(bucket_size).sum::<usize>();
-        self.buckets = buckets;
+        self.slots_size += low.slots_size();
+        self.buckets_size += low.buckets_size();
+        self.segments[at] = low;
+        if is_split {
+            self.slots_size += high.slots_size();
+            self.buckets_size += high.buckets_size();
+            self.add(high, hash);
+        }
+    }
+
+    /// Puts a segment into the upper half of what the segment of a hash had of the directory.
+    fn add(&mut self, segment: Segment, hash: u64) {
+        if segment.depth > self.directory_bits {
+            self.directory = self.directory.iter().flat_map(|one| [*one, *one]).collect();
+            self.directory_bits += 1;
+        }
+        let new = self.segments.len() as u32;
+        let count = 1 << (self.directory_bits - segment.depth);
+        // Both halves begin with the same bits but the last.
+        let prefix = hash >> (64 - segment.depth) | 1;
+        let first = prefix as usize * count;
+        self.directory[first..first + count].fill(new);
+        self.segments.push(segment);
     }
 }
 
 impl Index for HashIndex {
     fn get(&self, hash: u64, key: &[u8]) -> Option<&Entry> {
-        let bucket = &self.buckets[self.bucket(hash)];
+        let segment = &self.segments[self.segment(hash)];
+        let bucket = &segment.buckets[segment.bucket(hash)];
         bucket.iter().find(|slot| slot.is_of(hash, key)).map(|slot| &slot.entry)
     }
 
     fn prefetch_bucket(&self, hash: u64) {
-        prefetch(&self.buckets[self.bucket(hash)]);
+        let segment = &self.segments[self.segment(hash)];
+        prefetch(&segment.buckets[segment.bucket(hash)]);
     }
 
     fn prefetch_slots(&self, hash: u64) {
-        let bucket = &self.buckets[self.bucket(hash)];
-        bucket.iter().take(BUCKET_LOAD_MAX as usize).for_each(prefetch);
+        let segment = &self.segments[self.segment(hash)];
+        let bucket = &segment.buckets[segment.bucket(hash)];
+        bucket.iter().take(BUCKET_LOAD_MAX).for_each(prefetch);
     }
 
     fn insert(&mut self, hash: u64, key: &[u8], entry: Entry) -> Option<Entry> {
-        let at = self.bucket(hash);
-        let bucket = &mut self.buckets[at];
+        let segment_at = self.segment(hash);
+        let segment = &mut self.segments[segment_at];
+        let at = segment.bucket(hash);
+        let bucket = &mut segment.buckets[at];
         if let Some(slot) = bucket.iter_mut().find(|slot| slot.is_of(hash, key)) {
             return Some(std::mem::replace(&mut slot.entry, entry));
         }
@@ -194,18 +288,21 @@ impl Index for HashIndex {
         self.slots_size += key.heap_size();
         bucket.push(Slot { hash, key, entry });
         self.slots_size += bucket_size(bucket);
+        segment.len += 1;
         self.len += 1;
-        // 2^48 buckets are more than memory holds; the bound keeps the low bits of cursors zero.
-        if self.len > BUCKET_LOAD_MAX << self.bits && self.bits < 48 {
-            self.grow();
+        if segment.is_full() {
+            self.grow(segment_at, hash);
         }
         None
     }
 
     fn remove(&mut self, hash: u64, key: &[u8]) -> Option<Entry> {
-        let at = self.bucket(hash);
-        let bucket = &mut self.buckets[at];
+        let segment_at = self.segment(hash);
+        let segment = &mut self.segments[segment_at];
+        let at = segment.bucket(hash);
+        let bucket = &mut segment.buckets[at];
         let found = bucket.iter().position(|slot| slot.is_of(hash, key))?;
+        segment.len -= 1;
         self.len -= 1;
         let slot = bucket.swap_remove(found);
         self.slots_size -= slot.key.heap_size();
@@ -217,7 +314,9 @@ impl Index for HashIndex {
     }
 
     fn heap_size(&self) -> usize {
-        self.buckets.capacity() * std::mem::size_of::<Vec<Slot>>() + self.slots_size
+        let directory = self.directory.capacity() * std::mem::size_of::<u32>()
+            + self.segments.capacity() * std::mem::size_of::<Segment>();
+        directory + self.buckets_size + self.slots_size
     }
 
     fn clear(&mut self) {
@@ -225,35 +324,44 @@ impl Index for HashIndex {
     }
 
     fn retain(&mut self, keep: &mut dyn FnMut(&Entry) -> bool) {
-        let (mut gone, mut keys_size) = (0, 0);
-        for bucket in &mut self.buckets {
-            bucket.retain(|slot| {
-                let stays = keep(&slot.entry);
-                gone += u64::from(!stays);
-                keys_size += if stays { 0 } else { slot.key.heap_size() };
-                stays
-            });
+        let mut keys_size = 0;
+        for segment in &mut self.segments {
+            for bucket in &mut segment.buckets {
+                let before = bucket.len();
+                bucket.retain(|slot| {
+                    let stays = keep(&slot.entry);
+                    keys_size += if stays { 0 } else { slot.key.heap_size() };
+                    stays
+                });
+                segment.len -= before - bucket.len();
+                self.len -= (before - bucket.len()) as u64;
+            }
         }
-        self.len -= gone;
         self.slots_size -= keys_size;
     }
 
     fn scan(&self, cursor: u64, count: usize, visit: &mut dyn FnMut(&[u8], &Entry)) -> u64 {
-        let mut visited = 0;
-        let first = self.bucket(cursor);
-        for (at, bucket) in self.buckets.iter().enumerate().skip(first) {
-            // The first bucket may have been split from one that an earlier call visited in part of its range.
-            for slot in bucket.iter().filter(|slot| slot.hash >= cursor) {
-                visit(slot.key.as_slice(), &slot.entry);
-                visited += 1;
-            }
-            // Empty buckets count a little, so that a sparse index can't hold its thread for long.
-            if visited >= count || at - first >= count.saturating_mul(16) {
-                let next = at + 1;
-                return if next == self.buckets.len() { 0 } else { (next as u64) << (64 - self.bits) };
+        let (mut visited, mut passed, mut at) = (0, 0, cursor);
+        loop {
+            let segment = &self.segments[self.segment(at)];
+            let first = segment.bucket(at);
+            // Hashes of one bucket.
+            let width = 1_u64 << (64 - segment.depth - segment.bits);
+            for bucket in &segment.buckets[first..] {
+                // The first bucket may have been split from one that an earlier call visited in part of its range.
+                for slot in bucket.iter().filter(|slot| slot.hash >= cursor) {
+                    visit(slot.key.as_slice(), &slot.entry);
+                    visited += 1;
+                }
+                passed += 1;
+                // To where the next bucket's hashes begin; past the last one it is 0.
+                at = (at & !(width - 1)).wrapping_add(width);
+                // Empty buckets count a little, so that a sparse index can't hold its thread for long.
+                if at == 0 || visited >= count || passed > count.saturating_mul(16) {
+                    return at;
+                }
             }
         }
-        0
     }
 }
 
@@ -289,7 +397,7 @@ mod tests {
             assert_eq!(index.remove(1, key), Some(entry(at as u64)));
         }
         // Slots stay allocated; what long keys took is given back.
-        let slots: usize = index.buckets.iter().map(bucket_size).sum();
+        let slots: usize = index.segments.iter().map(Segment::slots_size).sum();
         assert_eq!(index.slots_size, slots);
         assert!(index.heap_size() > empty_size);
     }
@@ -299,9 +407,9 @@ mod tests {
         let mut index = HashIndex::default();
         let mut model = BTreeMap::new();
         let mut state = 7u64;
-        for step in 0..50_000u64 {
+        for step in 0..150_000u64 {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            let k = key((state >> 40) as u32 % 3_000);
+            let k = key((state >> 40) as u32 % 30_000);
             let hash = hash_key(&[3; 16], &k);
             match (state >> 33) % 3 {
                 0 => assert_eq!(index.remove(hash, &k), model.remove(&k)),
@@ -310,6 +418,11 @@ mod tests {
             assert_eq!(index.get(hash, &k), model.get(&k));
             assert_eq!(index.len(), model.len() as u64);
         }
+        assert!(index.segments.len() > 3, "{} segments", index.segments.len());
+        let slots: usize = index.segments.iter().map(Segment::slots_size).sum();
+        let buckets: usize = index.segments.iter().map(Segment::buckets_size).sum();
+        assert_eq!((index.slots_size, index.buckets_size), (slots, buckets));
+        assert!(index.segments.iter().all(|one| one.buckets.len() <= 1 << BITS_MAX && !one.is_full()));
         index.retain(&mut |one| one.sequence.is_multiple_of(3));
         model.retain(|_, one: &mut Entry| one.sequence.is_multiple_of(3));
         assert_eq!(index.len(), model.len() as u64);
@@ -355,7 +468,11 @@ mod tests {
             }
             index.remove(hash(&key(500 + rounds)), &key(500 + rounds));
         }
-        assert!(rounds > 10 && index.bits > BITS_MIN + 2, "{rounds} rounds, {} bits", index.bits);
+        assert!(
+            rounds > 10 && index.segments.len() > 3,
+            "{rounds} rounds, {} segments",
+            index.segments.len()
+        );
         assert!((0..500).all(|i| seen.contains(&key(i))));
     }
 }
