@@ -265,7 +265,9 @@ impl<D: Device> Engine<D> {
                 }
                 let cleared = shard.cleared.is_some_and(|cleared| {
                     let of_clear = shard.extents.get(cleared.extent).map_or(0, |one| one.first_frame);
+                    // Somebody may still read a long value from before it.
                     cleared.frame <= written
+                        && one.live == 0
                         && shard.unsettled.is_empty()
                         && shard.extents.get(one.extent).is_some_and(|one| one.first_frame < of_clear)
                 });

@@ -7,11 +7,13 @@
 //! - A key is in the pending set exactly while its newest record's frame is not written.
 //! - An operation that must wait between reading a key and writing it holds the key; whoever comes next waits in line.
 
+mod chunks;
 mod pin;
 mod state;
 #[cfg(test)]
 mod tests;
 
+pub(super) use chunks::ChunkSource;
 pub use state::ShardState;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -26,6 +28,7 @@ use super::cache::RecordCache;
 use super::extents::Extents;
 use super::index::{Entry, HashIndex, Index, hash_key};
 use super::log::{Appended, Move, Moved, OpenExtent, Relocated, ShardLog};
+use super::long::LongValue;
 use super::op::{Answer, BatchId, Current, Key, KeyEffect, OpError, ShardId, Value};
 use super::recovery::Doubt;
 use crate::format::Place;
@@ -34,6 +37,7 @@ use crate::format::superblock::Superblock;
 use crate::limits::KEY_SIZE_MAX;
 use crate::probe::{self, Probe};
 
+use chunks::Chunks;
 use pin::Pin;
 
 pub(super) use pin::Before;
@@ -51,9 +55,27 @@ impl BuildHasher for SecretHash {
 
 pub(super) type KeyMap<V> = HashMap<Key, V, SecretHash>;
 
+/// A value that a key has.
+#[derive(Debug, Clone)]
+pub(super) enum Stored {
+    /// In memory.
+    Plain(Value),
+    /// In chunks.
+    Long(Arc<LongValue>),
+}
+
+impl Stored {
+    fn size(&self) -> u64 {
+        match self {
+            Stored::Plain(value) => value.len() as u64,
+            Stored::Long(value) => value.size(),
+        }
+    }
+}
+
 /// The newest state of a key whose record is not written yet.
 pub(super) struct Pending {
-    pub(super) value: Option<Value>,
+    pub(super) value: Option<Stored>,
     pub(super) expires_at_ms: u64,
     pub(super) at: Appended,
     hash: u64,
@@ -100,6 +122,10 @@ pub(super) struct Shard {
     pub(super) id: ShardId,
     superblock: Arc<Superblock>,
     index: HashIndex,
+    /// The values of the keys whose record in the index is a manifest.
+    long: KeyMap<Arc<LongValue>>,
+    long_heap_size: usize,
+    chunks: Chunks,
     pending: KeyMap<Pending>,
     pub(super) holds: KeyMap<Hold>,
     /// Operations that wait for room in the log, in order.
@@ -155,10 +181,21 @@ impl Shard {
                 expiries.insert((entry.expires_at_ms, Key::copy_from_slice(key)));
             }
         });
-        Shard {
+        let chunks = Chunks::default();
+        let mut long = KeyMap::with_hasher(hash);
+        let mut long_heap_size = 0;
+        for (key, (size, pieces)) in std::mem::take(&mut state.manifests) {
+            let value = LongValue::found(size, &pieces, chunks.dead());
+            long_heap_size += value.heap_size();
+            long.insert(key, Arc::new(value));
+        }
+        let mut shard = Shard {
             id: state.id,
             live: state.index.len(),
             index: state.index,
+            long,
+            long_heap_size,
+            chunks,
             pending: KeyMap::with_hasher(hash),
             holds: KeyMap::with_hasher(hash),
             stalled: VecDeque::new(),
@@ -184,7 +221,9 @@ impl Shard {
             doubt: state.doubt,
             pin: None,
             superblock,
-        }
+        };
+        shard.take_chunks(state.chunks);
+        shard
     }
 
     pub(super) fn hash(&self, key: &[u8]) -> u64 {
@@ -215,7 +254,8 @@ impl Shard {
         const EXPIRY_SIZE: usize = 128;
         let index = self.index.heap_size();
         let key_size = index / (self.index.len() as usize).max(1);
-        index + self.expiries.len() * (EXPIRY_SIZE + key_size.min(KEY_SIZE_MAX)) + self.pin_size()
+        let long = self.chunks.heap_size() + self.long_heap_size;
+        index + self.expiries.len() * (EXPIRY_SIZE + key_size.min(KEY_SIZE_MAX)) + self.pin_size() + long
     }
 
     /// Bytes of memory of what is on its way to the device.
@@ -314,12 +354,13 @@ impl Shard {
         if let Some(pending) = self.pending.get(key) {
             let depends_on = pending.at.frame;
             match &pending.value {
-                Some(value) if !pending.reaped && !expired(pending.expires_at_ms) => {
-                    let current = Current {
-                        expires_at_ms: pending.expires_at_ms,
-                        size: value.len() as u64,
-                        value: Some(value.clone()),
+                Some(stored) if !pending.reaped && !expired(pending.expires_at_ms) => {
+                    let (value, long) = match stored {
+                        Stored::Plain(value) => (Some(value.clone()), None),
+                        Stored::Long(value) => (None, Some(value.clone())),
                     };
+                    let (expires_at_ms, size) = (pending.expires_at_ms, stored.size());
+                    let current = Current { expires_at_ms, size, value, long };
                     return Lookup { current: Some(current), entry: None, depends_on, hash };
                 }
                 Some(_) if !pending.reaped => self.reap(key),
@@ -333,6 +374,7 @@ impl Shard {
                     expires_at_ms: entry.expires_at_ms,
                     size: u64::from(entry.value_size),
                     value: None,
+                    long: if entry.is_long { self.long.get(key).cloned() } else { None },
                 };
                 Lookup { current: Some(current), entry: Some(entry), depends_on: 0, hash }
             }
@@ -363,6 +405,16 @@ impl Shard {
             self.live_bytes -= u64::from(entry.size);
             self.extents.on_gone(&entry);
             self.expiries.remove(&(entry.expires_at_ms, key.clone()));
+            self.forget_long(key, &entry);
+        }
+    }
+
+    /// An entry has gone from the index, and its value with it.
+    fn forget_long(&mut self, key: &Key, entry: &Entry) {
+        if entry.is_long
+            && let Some(value) = self.long.remove(key)
+        {
+            self.long_heap_size -= value.heap_size();
         }
     }
 
@@ -411,7 +463,14 @@ impl Shard {
                 if *expires_at_ms != 0 {
                     self.expiries.insert((*expires_at_ms, key.clone()));
                 }
-                (Some(value.clone()), *expires_at_ms)
+                (Some(Stored::Plain(value.clone())), *expires_at_ms)
+            }
+            KeyEffect::Long { value, expires_at_ms } => {
+                self.live += 1;
+                if *expires_at_ms != 0 {
+                    self.expiries.insert((*expires_at_ms, key.clone()));
+                }
+                (Some(Stored::Long(value.clone())), *expires_at_ms)
             }
             KeyEffect::Delete => (None, 0),
         };
@@ -432,10 +491,11 @@ impl Shard {
                     extent: pending.at.extent,
                     offset: pending.at.offset,
                     size: pending.at.size,
-                    value_size: value.len() as u32,
+                    value_size: value.size() as u32,
                     sequence: pending.at.sequence,
                     expires_at_ms: pending.expires_at_ms,
                     is_part: pending.is_part,
+                    is_long: matches!(value, Stored::Long(_)),
                 };
                 self.live_bytes += u64::from(entry.size);
                 self.extents.on_entry(&entry);
@@ -446,11 +506,21 @@ impl Shard {
         if let Some(before) = before {
             self.live_bytes -= u64::from(before.size);
             self.extents.on_gone(&before);
+            self.forget_long(key, &before);
+        }
+        if let Some(Stored::Long(value)) = &pending.value
+            && !pending.reaped
+        {
+            self.long_heap_size += value.heap_size();
+            self.long.insert(key.clone(), value.clone());
         }
     }
 
     /// A record that garbage collection moved is written at its new place.
     fn on_collected(&mut self, moved: &Moved, cache: &mut RecordCache) {
+        if let Some(id) = moved.chunk {
+            return self.on_chunk_collected(id, moved);
+        }
         let hash = self.hash(&moved.key);
         let Some(before) = self.index.get(hash, &moved.key).copied() else { return };
         // Whoever wrote the key since is newer than the copy.
@@ -465,6 +535,7 @@ impl Shard {
             sequence: moved.at.sequence,
             expires_at_ms: moved.expires_at_ms,
             is_part: false,
+            is_long: before.is_long,
         };
         self.index.insert(hash, &moved.key, entry);
         cache.on_moved(hash, self.id, before.sequence, entry.sequence);
@@ -500,6 +571,7 @@ impl Shard {
         for pending in self.pending.values_mut() {
             pending.at = moves.iter().find_map(|one| one.target(&pending.at)).unwrap_or(pending.at);
         }
+        self.on_chunks_relocated(moves);
     }
 
     /// A frame is on the device: its records can be read from there.
@@ -507,10 +579,12 @@ impl Shard {
         &mut self,
         frame: u64,
         entries: Vec<(Key, u64)>,
+        chunks: &[u64],
         moved: &[Moved],
         cache: &mut RecordCache,
     ) {
         self.written_frame = self.written_frame.max(frame);
+        self.on_chunks_written(chunks);
         for one in moved {
             self.on_collected(one, cache);
         }
@@ -520,7 +594,7 @@ impl Shard {
             {
                 self.settle(&key, &pending);
                 match &pending.value {
-                    Some(value) if !pending.reaped => {
+                    Some(Stored::Plain(value)) if !pending.reaped => {
                         cache.insert_written(pending.hash, self.id, sequence, value);
                     }
                     _ => cache.remove(pending.hash),
@@ -542,8 +616,11 @@ impl Shard {
         self.extents.on_clear();
         self.pending.clear();
         self.expiries.clear();
+        self.long.clear();
+        self.long_heap_size = 0;
         self.live = 0;
         self.live_bytes = 0;
+        self.recount_chunks();
         self.doubt = Doubt::default();
         self.clear_frame = frame;
     }
@@ -561,6 +638,7 @@ impl Shard {
             if let Some(entry) = self.index.remove(pending.hash, &key) {
                 self.live_bytes -= u64::from(entry.size);
                 self.extents.on_gone(&entry);
+                self.forget_long(&key, &entry);
             }
             self.unknown.insert(key, ());
         }

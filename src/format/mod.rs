@@ -25,6 +25,7 @@ pub mod frame;
 pub mod frame_ranges;
 pub mod gpt;
 pub mod layout;
+pub mod manifest;
 pub mod record;
 pub mod slot;
 pub mod superblock;

@@ -14,13 +14,14 @@ use super::node::{BootFailure, Outcome, Request, SimNode, format};
 use super::probe::Probes;
 use crate::device::sim::random::Random;
 use crate::device::sim::{CrashChoice, Fault, FaultKind, FaultOp, Keep, SimConfig, SimDisk, Tear};
-use crate::engine::action::{Action, Command, Expiry, Fold, Presence, SetReply};
+use crate::engine::action::{Action, Command, ExpireWhen, Expiry, Fold, Presence, SetReply};
 use crate::engine::batch::BatchReply;
 use crate::engine::check::check;
 use crate::engine::durability::Durability;
 use crate::engine::memory::MemoryBudget;
 use crate::engine::op::{Clock, Key, OpError, Reply};
 use crate::format::slot::{ShardId, shard_of};
+use crate::limits::CHUNK_SIZE_MAX;
 
 /// What a run is like.
 #[derive(Debug, Clone)]
@@ -45,6 +46,8 @@ pub struct WorldConfig {
     pub trim: bool,
     /// Bytes written between two checkpoints.
     pub checkpoint_interval: u64,
+    /// Bytes of the longest chunk: small ones make long values of most.
+    pub chunk_size: u64,
 }
 
 impl WorldConfig {
@@ -63,6 +66,7 @@ impl WorldConfig {
             cache_size: [0, 0, 64 << 10, 2 << 20][random.index(4)],
             trim: random.chance(1, 2),
             checkpoint_interval: [0, 64 << 10, 1 << 20][random.index(3)],
+            chunk_size: [CHUNK_SIZE_MAX as u64, 60_000, 5_000, 700][random.index(4)],
         }
     }
 
@@ -148,6 +152,9 @@ struct World {
 
 const CLIENTS: usize = 5;
 const KEYS_PER_CLIENT: usize = 12;
+/// Values grow up to here, so that the disks hold them.
+const GROWN_SIZE_MAX: u64 = 1 << 20;
+
 const COUNTER: &[u8] = b"shared:counter";
 
 /// Runs a world to its end. Panics where a promise is broken; the message names the seed.
@@ -218,6 +225,7 @@ impl World {
             self.memory_is_short = self.random.chance(1, 12);
             node.set_trim(self.config.trim);
             node.set_checkpoint_interval(self.config.checkpoint_interval);
+            node.set_chunk_size(self.config.chunk_size);
             node.set_memory(MemoryBudget {
                 cache_size_max: self.config.cache_size,
                 index_may_grow: !self.memory_is_short,
@@ -354,12 +362,16 @@ impl World {
                 let mut value = before.map_or(Vec::new(), |(value, _)| value);
                 value.extend_from_slice(&more);
                 let reply = Reply::Int(value.len() as i64);
-                if value.len() as u64 > node.value_size_max() {
-                    return single(Action::Exists, Reply::Int(1), None);
+                if value.len() as u64 > node.value_size_max().min(GROWN_SIZE_MAX) {
+                    let there = i64::from(self.state(client, &key).is_some());
+                    return single(Action::Exists, Reply::Int(there), None);
                 }
+                let is_long = (value.len() - more.len()) as u64 > self.config.chunk_size;
+                self.probes.hit_if(is_long, "append to a long value");
                 single(Action::Append(more.into()), reply, Some(Some((value, expires))))
             }
-            60..=62 => {
+            60 | 61 => self.choose_range(client, key, before, node),
+            62 => {
                 let value = self.value();
                 let action = Action::Set {
                     value: value.clone().into(),
@@ -404,6 +416,60 @@ impl World {
         }
     }
 
+    /// Reads or writes a part of a value, or changes when it expires.
+    fn choose_range(&mut self, client: usize, key: Key, before: State, node: &SimNode) -> Open {
+        let (value, expires) = before.clone().unwrap_or_default();
+        let size = value.len();
+        let chunk_size = self.config.chunk_size as usize;
+        let is_long = size > chunk_size;
+        let (action, reply, after) = match self.random.below(8) {
+            0 | 1 => {
+                let (start, end) = (self.random.index(size + 10), self.random.index(size + 10));
+                let part = value.get(start..size.min(end + 1)).unwrap_or_default().to_vec();
+                self.probes.hit_if(is_long && part.len() > chunk_size, "range over chunks read");
+                let action = Action::GetRange { start: start as i64, end: end as i64 };
+                (action, Reply::Bulk(part.into()), None)
+            }
+            2 => {
+                let had = i64::from(before.is_some() && expires != 0);
+                (Action::Persist, Reply::Int(had), (had == 1).then_some(Some((value, 0))))
+            }
+            3 => {
+                let at = self.clock.unix_ms + 20_000_000;
+                self.probes.hit_if(is_long, "long value given another expiry");
+                let action = Action::GetExpire(Expiry::At(at));
+                match before {
+                    None => (action, Reply::Nil, None),
+                    Some((value, _)) => (action, Reply::Bulk(value.clone().into()), Some(Some((value, at)))),
+                }
+            }
+            _ => {
+                let patch = self.value();
+                let far = self.random.chance(1, 3);
+                let offset = self.random.index(size + 10) + if far { self.random.index(400_000) } else { 0 };
+                let end = offset + patch.len();
+                if patch.is_empty() || end as u64 > node.value_size_max().min(GROWN_SIZE_MAX) {
+                    let action = Action::Strlen;
+                    let reply = Reply::Int(size as i64);
+                    (action, reply, None)
+                } else {
+                    let is_hole = offset > size + chunk_size;
+                    self.probes.hit_if(is_hole, "hole in a long value");
+                    self.probes.hit_if(is_long && offset < size, "long value written over in part");
+                    let mut value = value;
+                    value.resize(end.max(size), 0);
+                    value[offset..end].copy_from_slice(&patch);
+                    let reply = Reply::Int(value.len() as i64);
+                    let action = Action::SetRange { offset: offset as u64, value: patch.into() };
+                    (action, reply, Some(Some((value, expires))))
+                }
+            }
+        };
+        let changes = after.map(|state| (key.clone(), state)).into_iter().collect();
+        self.probes.hit_if(client > 0 && is_long, "action on a long value");
+        Open { request: Request::Single(key, action), expect: Expect::Reply(reply), changes, seen: false }
+    }
+
     fn choose_batch(&mut self, client: usize, node: &SimNode) -> Open {
         let mut changes = Changes::new();
         let mut commands = Vec::new();
@@ -419,6 +485,12 @@ impl World {
                     (Action::Delete, Reply::Int(i64::from(now.is_some())))
                 }
                 1 => (Action::Get, now.map_or(Reply::Nil, |(value, _)| Reply::Bulk(value.into()))),
+                2 if self.random.chance(1, 4) && now.is_some() => {
+                    let (value, _) = now.unwrap_or_default();
+                    let at = self.clock.unix_ms + 20_000_000;
+                    changes.insert(key.clone(), Some((value, at)));
+                    (Action::Expire { at_ms: at, when: ExpireWhen::Always }, Reply::Int(1))
+                }
                 _ => {
                     let value = self.value();
                     changes.insert(key.clone(), Some((value.clone(), 0)));
@@ -481,7 +553,9 @@ impl World {
             // The shared counter is made once and is not in anyone's model; nor is what expires as it is written.
             let expires =
                 matches!(open.request, Request::Single(_, Action::Set { expiry: Expiry::At(_), .. }));
+            let is_long = |value: &[u8]| value.len() as u64 > self.config.chunk_size;
             let grows = expires
+                || open.changes.values().flatten().any(|(value, _)| is_long(value))
                 || matches!(open.expect, Expect::Counter)
                 || open.changes.iter().any(|(key, after)| {
                     let before = self.state(at, key);
