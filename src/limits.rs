@@ -20,7 +20,7 @@ pub const KEY_SIZE_MAX: usize = 65_535;
 pub const VALUE_SIZE_MAX: usize = 512 << 20;
 
 /// A value may take this part of a device: while it is overwritten, old and new are both there.
-pub const VALUE_DEVICE_DIVISOR: u64 = 4;
+pub const VALUE_DEVICE_DIVISOR: u64 = 3;
 
 /// The longest value that is one record, and the longest chunk of a longer one. Two of them fit a frame, and four the smallest
 /// extent.

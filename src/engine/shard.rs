@@ -12,6 +12,7 @@ mod pin;
 mod state;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 pub(super) use chunks::ChunkSource;
 pub use state::ShardState;
@@ -39,6 +40,7 @@ use crate::probe::{self, Probe};
 
 use chunks::Chunks;
 use pin::Pin;
+use watch::Watch;
 
 pub(super) use pin::Before;
 
@@ -100,11 +102,6 @@ pub(super) struct Lookup {
 #[derive(Default)]
 pub(super) struct Hold {
     pub(super) waiters: VecDeque<usize>,
-}
-
-struct Watch {
-    count: usize,
-    version: u64,
 }
 
 /// Answers that wait for a frame.
@@ -654,38 +651,6 @@ impl Shard {
     pub(super) fn depends_on_all(&self) -> u64 {
         let pending = if self.pending.is_empty() { 0 } else { self.log.last_frame() };
         pending.max(self.clear_frame)
-    }
-
-    fn touch(&mut self, key: &Key) {
-        if !self.watches.is_empty()
-            && let Some(watch) = self.watches.get_mut(key)
-        {
-            self.version += 1;
-            watch.version = self.version;
-        }
-    }
-
-    /// Starts a watch and returns the key's version.
-    pub(super) fn watch(&mut self, key: Key) -> u64 {
-        let version = self.version;
-        let watch = self.watches.entry(key).or_insert(Watch { count: 0, version });
-        watch.count += 1;
-        watch.version
-    }
-
-    /// Ends one watch.
-    pub(super) fn unwatch(&mut self, key: &Key) {
-        if let Some(watch) = self.watches.get_mut(key) {
-            watch.count -= 1;
-            if watch.count == 0 {
-                self.watches.remove(key);
-            }
-        }
-    }
-
-    /// Whether a watched key is as it was.
-    pub(super) fn is_unchanged(&self, key: &Key, version: u64) -> bool {
-        self.watches.get(key).is_some_and(|watch| watch.version == version)
     }
 
     /// Visits what is on the device from a cursor on, and gives the next cursor, 0 at the end.
