@@ -16,8 +16,28 @@ pub const REACTOR_COUNT_MAX: usize = 64;
 /// The longest key, in bytes. Redis allows 512 MiB, but a key lives in the index; 64 KiB - 1 is what fits two bytes.
 pub const KEY_SIZE_MAX: usize = 65_535;
 
-/// The longest value, in bytes. A value is one record in one extent until chunked values exist.
-pub const VALUE_SIZE_MAX: usize = 16 << 20;
+/// The longest value, in bytes: as Redis bounds it (proto-max-bulk-len).
+pub const VALUE_SIZE_MAX: usize = 512 << 20;
+
+/// A value may take this part of a device: while it is overwritten, old and new are both there.
+pub const VALUE_DEVICE_DIVISOR: u64 = 3;
+
+/// The longest value that is one record, and the longest chunk of a longer one. Two of them fit a frame, and four the smallest
+/// extent.
+pub const CHUNK_SIZE_MAX: usize = 250 << 10;
+
+/// Pieces of a long value within one chunk's length of it, beyond which they are made one. With `VALUE_SIZE_MAX` it bounds the
+/// manifest, which must fit the smallest extent.
+pub const PIECES_PER_CHUNK_MAX: usize = 8;
+
+/// The same once the last of them is written: appending leaves no more behind it.
+pub const PIECES_PER_FULL_CHUNK_MAX: usize = 3;
+
+/// Pieces of one long value: far more than writing makes, so that a manifest that lies can't fill the memory.
+pub const PIECE_COUNT_MAX: usize = 1 << 20;
+
+/// Chunks of one long value that are read at a time: enough to keep a device busy, few enough to leave others their turn.
+pub const LONG_READ_DEPTH: usize = 8;
 
 /// The default extent, in bytes.
 pub const EXTENT_SIZE_MAX: u64 = 64 << 20;
@@ -25,8 +45,9 @@ pub const EXTENT_SIZE_MAX: u64 = 64 << 20;
 /// The smallest extent, in bytes: on devices so small that fewer than `EXTENTS_PER_SHARD` larger ones would fit a shard.
 pub const EXTENT_SIZE_MIN: u64 = 1 << 20;
 
-/// Extents are halved until every shard could hold this many.
-pub const EXTENTS_PER_SHARD: u64 = 8;
+/// Extents are halved until every shard could hold this many: what each keeps open, what is kept back for deletes and what is kept
+/// free is then a small part of the device, and garbage collection moves so much less.
+pub const EXTENTS_PER_SHARD: u64 = 64;
 
 /// Bytes at each end of a device that stay outside the log: the partition table lives there.
 pub const DEVICE_MARGIN_SIZE: u64 = 1 << 20;
@@ -103,6 +124,14 @@ const _: () = assert!(SLOT_COUNT.is_power_of_two());
 const _: () = assert!(MAILBOX_RING_CAPACITY.is_power_of_two());
 const _: () = assert!(EXTENT_SIZE_MIN.is_power_of_two() && EXTENT_SIZE_MAX.is_power_of_two());
 const _: () = assert!(SHARD_COUNT_DEFAULT <= SHARD_COUNT_MAX);
+// Each with some room for headers and keys.
+const _: () = assert!(2 * CHUNK_SIZE_MAX + 8192 <= FRAME_SIZE_TARGET);
+const _: () = assert!(4 * CHUNK_SIZE_MAX as u64 + 24_576 <= EXTENT_SIZE_MIN);
+// A run of a manifest takes 23 bytes at most.
+const _: () = assert!(
+    (VALUE_SIZE_MAX / CHUNK_SIZE_MAX + 1) * PIECES_PER_CHUNK_MAX * 23 + KEY_SIZE_MAX
+        < EXTENT_SIZE_MIN as usize / 2
+);
 // A frame at its target must fit the smallest extent beside its header block.
 const _: () = assert!((FRAME_SIZE_TARGET as u64) < EXTENT_SIZE_MIN);
 

@@ -35,6 +35,16 @@ probes! {
     RecordsSalvaged "records salvaged",
     /// Garbage collection emptied an extent.
     ExtentCollected "extent collected",
+    /// A long value was read to its end although its key had got another one meanwhile.
+    LongReadOutlived "long value read although its key has another",
+    /// The log had no room for all of a long value at once.
+    LongWriteStalled "long value waits for room",
+    /// Garbage collection moved a chunk of a long value.
+    ChunkMoved "chunk moved",
+    /// A start found chunks that no value names: a write was cut short, or replaced.
+    OrphanChunksDropped "chunks without a manifest dropped",
+    /// A start found a manifest of a key that expires some of whose chunks are gone.
+    ExpiredManifestDropped "manifest of an expired key dropped",
     /// An extent went back to the allocator.
     ExtentFreed "extent freed",
     /// A checkpoint was completed.

@@ -36,6 +36,16 @@ const PROBES: &[&str] = &[
     "shard recovered from a checkpoint alone",
     "shard recovered from a checkpoint and the log behind it",
     "incomplete checkpoint passed over",
+    "append to a long value",
+    "range over chunks read",
+    "long value given another expiry",
+    "hole in a long value",
+    "long value written over in part",
+    "long value read although its key has another",
+    "long value waits for room",
+    "chunk moved",
+    "chunks without a manifest dropped",
+    "manifest of an expired key dropped",
 ];
 
 fn count_from_env(name: &str, default: u64) -> u64 {

@@ -47,6 +47,8 @@ fn set(value: &[u8]) -> Action {
 /// One life of a node: writes, overwrites, deletes and batches.
 fn live(disk: &SimDisk, random: &mut Random, model: &mut Model) -> SimNode {
     let mut node = boot(disk).expect("an intact disk boots");
+    // Many of the values are kept in chunks.
+    node.set_chunk_size(200);
     let value = |random: &mut Random| {
         let size = if random.chance(1, 12) { random.index(20_000) } else { random.index(300) };
         let mut value = vec![0; size];

@@ -282,6 +282,13 @@ fn print_key(view: &KeyView) {
     say(format!("key '{}': {state}, slot {}, shard {}", view.key, view.slot, view.shard));
     if let Some(record) = &view.newest {
         say(format!("newest: {}", line_of(record)));
+        if let Some(chunks) = &view.chunks {
+            let damaged = match chunks.damaged {
+                0 => String::new(),
+                damaged => format!(", {damaged} of them can't be read"),
+            };
+            say(format!("chunks: {}{damaged}", chunks.count));
+        }
     }
     for one in &view.others {
         say(format!("{}: {}", one.why, line_of(&one.record)));

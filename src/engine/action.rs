@@ -4,13 +4,17 @@
 //! those of Redis 7.0; where they cannot be, the function says so.
 
 mod batch;
+mod long;
 mod number;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
+
 use bytes::{Bytes, BytesMut};
 
 pub use batch::{KeyState, keys_of, needs_values, run_commands};
+pub(super) use long::{LongNeed, long_need, long_parts};
 pub use number::{format_float, parse_float, parse_integer};
 
 use super::op::{Current, Key, KeyEffect, OpError, Reply, Value};
@@ -214,7 +218,7 @@ impl Action {
             Self::IncrementFloat(by) => return increment_float(current, by, size_max),
             Self::Expire { at_ms, when } => expire(current, at_ms, when, now_ms),
             Self::Persist => match current {
-                Some(c) if c.expires_at_ms != 0 => put(value_of(c).clone(), 0, Reply::Int(1)),
+                Some(c) if c.expires_at_ms != 0 => keep(c, 0, Reply::Int(1)),
                 _ => read(Reply::Int(0)),
             },
             Self::GetRange { start, end } => read(Reply::Bulk(range(current, start, end))),
@@ -235,6 +239,17 @@ fn read(reply: Reply) -> Outcome {
 
 fn put(value: Value, expires_at_ms: u64, reply: Reply) -> Outcome {
     Outcome { effect: Some(KeyEffect::Put { value, expires_at_ms }), reply }
+}
+
+/// Stores the same value with another expiry.
+fn keep(current: &Current, expires_at_ms: u64, reply: Reply) -> Outcome {
+    match &current.long {
+        Some(value) => {
+            let effect = KeyEffect::Long { value: value.clone(), expires_at_ms };
+            Outcome { effect: Some(effect), reply }
+        }
+        None => put(value_of(current).clone(), expires_at_ms, reply),
+    }
 }
 
 fn delete_if(present: bool, reply: Reply) -> Outcome {
@@ -321,9 +336,9 @@ fn get_expire(current: Option<&Current>, expiry: Expiry, now_ms: u64) -> Outcome
     match expiry {
         Expiry::Keep => read(reply),
         Expiry::Clear if current.expires_at_ms == 0 => read(reply),
-        Expiry::Clear => put(value_of(current).clone(), 0, reply),
+        Expiry::Clear => keep(current, 0, reply),
         Expiry::At(at_ms) if at_ms <= now_ms => delete_if(true, reply),
-        Expiry::At(at_ms) => put(value_of(current).clone(), at_ms, reply),
+        Expiry::At(at_ms) => keep(current, at_ms, reply),
     }
 }
 
@@ -380,7 +395,7 @@ fn expire(current: Option<&Current>, at_ms: u64, when: ExpireWhen, now_ms: u64) 
     } else if at_ms <= now_ms {
         delete_if(true, Reply::Int(1))
     } else {
-        put(value_of(current).clone(), at_ms, Reply::Int(1))
+        keep(current, at_ms, Reply::Int(1))
     }
 }
 
@@ -388,16 +403,19 @@ fn expire(current: Option<&Current>, at_ms: u64, when: ExpireWhen, now_ms: u64) 
 fn range(current: Option<&Current>, start: i64, end: i64) -> Bytes {
     let Some(current) = current else { return Bytes::new() };
     let value = value_of(current);
-    let size = i64::try_from(value.len()).unwrap_or(i64::MAX);
+    let range = range_of(value.len() as u64, start, end);
+    value.slice(range.start as usize..range.end as usize)
+}
+
+/// The bytes of a value of `size` bytes between two indices, both included; a negative index counts from the end.
+fn range_of(size: u64, start: i64, end: i64) -> Range<u64> {
+    let size = i64::try_from(size).unwrap_or(i64::MAX);
     if size == 0 || (start < 0 && end < 0 && start > end) {
-        return Bytes::new();
+        return 0..0;
     }
     let from_end = |index: i64| if index < 0 { (size + index).max(0) } else { index };
     let (start, end) = (from_end(start), from_end(end).min(size - 1));
-    match (usize::try_from(start), usize::try_from(end)) {
-        (Ok(start), Ok(end)) if start <= end => value.slice(start..=end),
-        _ => Bytes::new(),
-    }
+    if start <= end { start as u64..end as u64 + 1 } else { 0..0 }
 }
 
 fn set_range(

@@ -104,6 +104,16 @@ pub fn check<D: Device>(device: &mut D, progress: &mut dyn FnMut(u64, u64)) -> R
         let (id, is_sound) = (shard.id(), shard.damage.is_empty());
         let state = shard.resolve(&committed, &superblock);
         report.keys += state.key_count();
+        for (key, missing, entry) in state.incomplete_values(&superblock.secret) {
+            report.damage.push(Damage {
+                shard: Some(id.0),
+                extent: entry.extent,
+                offset: u64::from(entry.offset),
+                size: u64::from(entry.size),
+                key: Some(key.escape_ascii().to_string()),
+                what: format!("{missing} chunk(s) of its value are not there"),
+            });
+        }
         // Where the log has damage, the checkpoint may well know more.
         if let Some(base) = checkpoints.take(id).filter(|_| is_sound) {
             let chain = survey.chain(id);

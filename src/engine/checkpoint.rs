@@ -26,7 +26,8 @@ use super::shard::Shard;
 use crate::device::{Device, IoError};
 use crate::format::Place;
 use crate::format::checkpoint::{
-    CHUNK_HEADER_SIZE, CheckpointHeader, ExtentSummary, IndexedRecord, Item, ShardPosition, encode_chunk,
+    CHUNK_HEADER_SIZE, CheckpointHeader, ExtentSummary, IndexedRecord, Item, ShardPosition, StoredChunk,
+    encode_chunk,
 };
 use crate::probe::{self, Probe};
 
@@ -66,6 +67,8 @@ struct Section {
     head: Items,
     /// Where the walk over its index is; `None` before it began.
     cursor: Option<u64>,
+    /// Where the walk over its chunks is, once that over its index has ended.
+    chunk: Option<u64>,
     /// The last frame when the walk ended.
     last_frame: u64,
 }
@@ -147,7 +150,7 @@ impl Checkpointer {
     }
 }
 
-fn record_of<'a>(key: &'a [u8], entry: &Entry) -> IndexedRecord<'a> {
+fn record_of<'a>(key: &'a [u8], entry: &Entry, manifest: Option<&'a [u8]>) -> IndexedRecord<'a> {
     IndexedRecord {
         key,
         extent: entry.extent,
@@ -157,6 +160,18 @@ fn record_of<'a>(key: &'a [u8], entry: &Entry) -> IndexedRecord<'a> {
         sequence: entry.sequence,
         expires_at_ms: entry.expires_at_ms,
         is_part: entry.is_part,
+        manifest,
+    }
+}
+
+fn stored_chunk(id: u64, entry: &Entry) -> StoredChunk {
+    StoredChunk {
+        id,
+        extent: entry.extent,
+        offset: entry.offset,
+        size: entry.size,
+        value_size: entry.value_size,
+        sequence: entry.sequence,
     }
 }
 
@@ -269,9 +284,10 @@ impl<D: Device> Engine<D> {
         for (batch, coordinator, key, effect, appended) in
             self.batch_holds.iter().flat_map(|(_, hold)| hold.undecided(at))
         {
-            let (value_size, expires_at_ms) = match effect {
-                KeyEffect::Put { value, expires_at_ms } => (value.len() as u32, *expires_at_ms),
-                KeyEffect::Delete => (0, 0),
+            let (value_size, manifest) = match effect {
+                KeyEffect::Put { value, .. } => (value.len() as u32, None),
+                KeyEffect::Long { value, .. } => (value.size() as u32, Some(value.manifest())),
+                KeyEffect::Delete => (0, None),
             };
             let record = IndexedRecord {
                 key,
@@ -280,13 +296,14 @@ impl<D: Device> Engine<D> {
                 size: appended.size,
                 value_size,
                 sequence: appended.sequence,
-                expires_at_ms,
+                expires_at_ms: effect.stored_expiry().unwrap_or(0),
                 is_part: true,
+                manifest: manifest.as_deref(),
             };
             let is_delete = matches!(effect, KeyEffect::Delete);
             head.push(&Item::Part((batch.boot, batch.number), coordinator, is_delete, record));
         }
-        Section { frame, head, cursor: None, last_frame: frame }
+        Section { frame, head, cursor: None, chunk: None, last_frame: frame }
     }
 
     /// One pass of the checkpoint. True when anything happened.
@@ -361,15 +378,32 @@ impl<D: Device> Engine<D> {
                 }
             };
             let (items, entries) = (&mut writing.items, &mut writing.entries);
+            if let Some(from) = section.chunk {
+                // Whatever a manifest behind the position names and is not behind it itself has been here all the while.
+                section.chunk = None;
+                for (nth, (id, one)) in shard.chunks().stored_from(from).enumerate() {
+                    if nth == WALK_STEP {
+                        section.chunk = Some(id);
+                        break;
+                    }
+                    items.push(&Item::Chunk(stored_chunk(id, one)));
+                }
+                section.last_frame = shard.log.last_frame();
+                if section.chunk.is_none() {
+                    writing.at += 1;
+                }
+                continue;
+            }
             let next = shard.walk(cursor, WALK_STEP, &mut |key, entry| {
-                items.push(&Item::Entry(record_of(key, entry)));
+                let long = shard.long_value(key).filter(|_| entry.is_long).map(|value| value.manifest());
+                items.push(&Item::Entry(record_of(key, entry, long.as_deref())));
                 *entries += 1;
             });
             // A record that was overwritten while it was on its way never gets into the index: what replaced it must be there.
             section.last_frame = shard.log.last_frame();
             section.cursor = Some(next);
             if next == 0 {
-                writing.at += 1;
+                section.chunk = Some(0);
             }
         }
         !writing.items.bytes.is_empty()

@@ -23,6 +23,7 @@ struct GroupFrame {
     shard: usize,
     frame: u64,
     entries: Vec<NewEntry>,
+    chunks: Vec<u64>,
     moved: Vec<Moved>,
     placed: PlacedFrame,
     /// How a write of it failed.
@@ -182,13 +183,13 @@ impl<D: Device> Engine<D> {
             Group { frames: Vec::new(), writes_left: 0, relocation_count: 0, flush, flushing: false };
         for (at, shard) in self.shards.iter_mut().enumerate() {
             let Some(sealed) = shard.log.seal(shard.durable_frame) else { continue };
-            let SealedFrame { frame, writes, entries, moved, placed } = sealed;
+            let SealedFrame { frame, writes, entries, chunks, moved, placed } = sealed;
             shard.note_filled();
             for (offset, data) in writes {
                 self.committer.unflushed_size += data.len() as u64;
                 group.writes_left += self.queue.write(group.frames.len(), offset, data);
             }
-            group.frames.push(GroupFrame { shard: at, frame, entries, moved, placed, failed: None });
+            group.frames.push(GroupFrame { shard: at, frame, entries, chunks, moved, placed, failed: None });
         }
         self.committer.group_count += 1;
         self.begin_checkpoint();
@@ -299,8 +300,8 @@ impl<D: Device> Engine<D> {
     fn finish_group(&mut self, clock: Clock) {
         let Some(group) = self.committer.group.take() else { return };
         let durable = group.flush || !self.queue.device().geometry().volatile_cache;
-        for GroupFrame { shard, frame, entries, moved, .. } in group.frames {
-            self.shards[shard].on_written(frame, &entries, &moved, &mut self.cache);
+        for GroupFrame { shard, frame, entries, chunks, moved, .. } in group.frames {
+            self.shards[shard].on_written(frame, &entries, &chunks, &moved, &mut self.cache);
         }
         if durable {
             self.committer.durable_group = self.committer.group_count;

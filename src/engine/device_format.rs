@@ -5,7 +5,7 @@ use crate::device::rescue::RescueDevice;
 use crate::device::{Device, IoError, blocking};
 use crate::format::gpt;
 use crate::format::layout::{self, EXTENTS_OFFSET, SUPERBLOCK_COPIES, TooSmall};
-use crate::format::superblock::{self, NoQuorum, Quorum, SUPERBLOCK_SIZE, Superblock};
+use crate::format::superblock::{self, FEATURES_KNOWN, NoQuorum, Quorum, SUPERBLOCK_SIZE, Superblock};
 use crate::limits::DEVICE_MARGIN_SIZE;
 use crate::size;
 
@@ -116,6 +116,7 @@ pub fn format<D: Device>(
         layout,
         block_size,
         shard_count: options.shard_count,
+        features: FEATURES_KNOWN,
         generation: 1,
         parent: 0,
         boot: 0,
@@ -229,6 +230,7 @@ pub fn begin_boot<D: Device>(device: &mut D) -> Result<(Superblock, Quorum), Ope
     let quorum = read_superblock(device)?;
     let mut superblock = quorum.superblock.next();
     superblock.boot += 1;
+    superblock.features |= FEATURES_KNOWN;
     // What was read may sit in a volatile cache; it is what a crash falls back to.
     blocking::flush(device)?;
     write_superblock(device, &superblock, quorum.update_order())?;

@@ -57,7 +57,7 @@ impl Extent {
         let carried = match kind {
             RecordType::Delete | RecordType::Commit | RecordType::Clear => size,
             RecordType::Put if expires => size - value_size,
-            RecordType::Put | RecordType::Retired => return,
+            RecordType::Put | RecordType::Retired | RecordType::Chunk => return,
         };
         self.carry_bytes += u64::from(carried);
         self.carry_parts += u64::from(is_part && kind != RecordType::Commit);
@@ -291,6 +291,7 @@ mod tests {
             sequence: 1,
             expires_at_ms: 0,
             is_part: true,
+            is_long: false,
         };
         extents.on_entry(&entry);
         extents.on_entry(&Entry { is_part: false, size: 20, ..entry });

@@ -32,7 +32,7 @@ use policy::{Candidate, pick};
 use records::Moving;
 
 /// Free extents for new data below which collection begins, as a part of all.
-const FREE_TARGET_DIVISOR: u32 = 10;
+const FREE_TARGET_DIVISOR: u32 = 20;
 
 /// After so many collections it is the oldest extent's turn.
 const OLDEST_EVERY: u32 = 8;
@@ -273,7 +273,9 @@ impl<D: Device> Engine<D> {
                 }
                 let cleared = shard.cleared.is_some_and(|cleared| {
                     let of_clear = shard.extents.get(cleared.extent).map_or(0, |one| one.first_frame);
+                    // Somebody may still read a long value from before it.
                     cleared.frame <= written
+                        && one.live == 0
                         && shard.unsettled.is_empty()
                         && shard.extents.get(one.extent).is_some_and(|one| one.first_frame < of_clear)
                 });

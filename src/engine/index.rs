@@ -26,6 +26,8 @@ pub struct Entry {
     pub expires_at_ms: u64,
     /// The record is a part of a batch: it counts only while the batch's commit record is there.
     pub is_part: bool,
+    /// The value is long: the record is its manifest, and `value_size` is the length of the value.
+    pub is_long: bool,
 }
 
 /// The keyed hash of a key: the device's secret keeps clients from choosing collisions.
@@ -371,7 +373,16 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     fn entry(sequence: u64) -> Entry {
-        Entry { extent: 1, offset: 2, size: 3, value_size: 4, sequence, expires_at_ms: 0, is_part: false }
+        Entry {
+            extent: 1,
+            offset: 2,
+            size: 3,
+            value_size: 4,
+            sequence,
+            expires_at_ms: 0,
+            is_part: false,
+            is_long: false,
+        }
     }
 
     fn key(i: u32) -> Vec<u8> {

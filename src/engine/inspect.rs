@@ -12,6 +12,7 @@ use super::recovery::{self, Damage, Decisions, FrameRead, ReadExtent, ScannedSha
 use crate::device::Device;
 use crate::device::rescue::RescueDevice;
 use crate::format::extent::ExtentHeader;
+use crate::format::manifest::ManifestPiece;
 use crate::format::record::RecordType;
 use crate::format::slot::{shard_of, slot_of};
 use crate::format::superblock::{FORMAT_VERSION, Superblock};
@@ -191,8 +192,19 @@ pub struct KeyView {
     pub state: KeyState,
     /// Its newest record.
     pub newest: Option<RecordView>,
+    /// The chunks of a long value.
+    pub chunks: Option<ChunksView>,
     /// Every other record of it that is still there, the newest first.
     pub others: Vec<OtherRecord>,
+}
+
+/// The chunks of a long value.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct ChunksView {
+    /// How many there are.
+    pub count: usize,
+    /// How many of them can't be read.
+    pub damaged: usize,
 }
 
 /// Whether a key is there.
@@ -307,6 +319,9 @@ impl<D: Device> Inspection<D> {
                     break;
                 }
             }
+            for entry in state.chunks.values() {
+                state.extents.on_entry(entry);
+            }
             for (number, extent) in state.extents.iter() {
                 let Some(view) = views.get_mut(number as usize) else { continue };
                 let is_open = extent.last_frame.is_none();
@@ -378,19 +393,24 @@ impl<D: Device> Inspection<D> {
 
 fn key_view(
     key: &Key,
-    scanned: ScannedShard,
+    mut scanned: ScannedShard,
     decisions: &Decisions,
     superblock: &Arc<Superblock>,
     now_ms: u64,
 ) -> KeyView {
     let mut history = scanned.history().to_vec();
     history.sort_by_key(|one| std::cmp::Reverse(one.entry.sequence));
+    let damaged = std::mem::take(&mut scanned.damaged_chunks);
     let state = scanned.resolve(decisions, superblock);
     let entry = state.index.get(hash_key(&superblock.secret, key), key).copied();
     let is_newest = |one: &SeenRecord| {
         entry.is_some_and(|entry| (entry.extent, entry.offset) == (one.entry.extent, one.entry.offset))
     };
     let newest = history.iter().find(|one| is_newest(one));
+    let chunks = newest.and_then(|_| state.manifests.get(key)).map(|(_, pieces)| {
+        let is_bad = |one: &&ManifestPiece| damaged.contains(&one.id) || !state.chunks.contains_key(&one.id);
+        ChunksView { count: pieces.len(), damaged: pieces.iter().filter(is_bad).count() }
+    });
     let is_doubtful = match entry {
         Some(entry) => entry.sequence < state.doubt.below,
         None => state.doubt.below > 0 && !state.doubt.known_absent.contains(key),
@@ -418,10 +438,12 @@ fn key_view(
             None => KeyState::Absent,
             Some(one) if super::action::is_expired(one.entry.expires_at_ms, now_ms) => KeyState::Expired,
             Some(one) if !one.value_intact => KeyState::Damaged,
+            Some(_) if chunks.as_ref().is_some_and(|chunks| chunks.damaged > 0) => KeyState::Damaged,
             Some(_) => KeyState::Present,
         },
         others: others.collect(),
         newest: newest.map(RecordView::from),
+        chunks,
     }
 }
 
@@ -479,6 +501,7 @@ impl From<FrameRead> for FrameView {
                         batch: found.batch.map(|(batch, _)| batch),
                         value_intact: found.value_intact,
                         is_cleared: false,
+                        pieces: None,
                     })
                 })
                 .collect(),
@@ -496,6 +519,7 @@ impl From<&SeenRecord> for RecordView {
                 RecordType::Commit => "commit",
                 RecordType::Clear => "clear",
                 RecordType::Retired => "retired",
+                RecordType::Chunk => "chunk",
             },
             key: one.key.escape_ascii().to_string(),
             sequence: one.entry.sequence,

@@ -16,8 +16,8 @@ use super::op::Key;
 use crate::format::Place;
 use crate::format::extent::ExtentHeader;
 use crate::format::frame::{FRAME_HEADER_SIZE, FrameHeader};
-use crate::format::frame_ranges::{FRAME_RANGE_SIZE, FrameRanges};
-use crate::format::record::{RECORD_OVERHEAD_MAX, Record, RecordType};
+use crate::format::frame_ranges::FrameRanges;
+use crate::format::record::{Record, RecordType};
 use crate::format::slot::ShardId;
 use crate::format::superblock::Superblock;
 use crate::limits::FRAME_SIZE_TARGET;
@@ -45,6 +45,8 @@ pub(super) struct Moved {
     pub(super) at: Appended,
     pub(super) value_size: u32,
     pub(super) expires_at_ms: u64,
+    /// It is this chunk, not the newest record of its key.
+    pub(super) chunk: Option<u64>,
 }
 
 /// A record on its way that will be its key's in the index.
@@ -80,6 +82,8 @@ pub(super) struct SealedFrame {
     pub(super) writes: Vec<(u64, Bytes)>,
     /// Keys to move from the pending set to the index, with their sequences.
     pub(super) entries: Vec<NewEntry>,
+    /// Chunks in it, by their ids.
+    pub(super) chunks: Vec<u64>,
     pub(super) moved: Vec<Moved>,
     pub(super) placed: PlacedFrame,
 }
@@ -138,6 +142,7 @@ pub(super) struct ShardLog {
     record_count: u32,
     first_sequence: u64,
     entries: Vec<NewEntry>,
+    chunks: Vec<u64>,
     moved: Vec<Moved>,
     /// Something is in the frame that somebody waits for.
     is_urgent: bool,
@@ -176,6 +181,7 @@ impl ShardLog {
             record_count: 0,
             first_sequence: next_sequence,
             entries: Vec::new(),
+            chunks: Vec::new(),
             moved: Vec::new(),
             is_urgent: false,
             retired,
@@ -184,18 +190,6 @@ impl ShardLog {
             boot,
             marker: None,
         }
-    }
-
-    /// The longest record that an extent of this device holds.
-    pub(super) fn record_size_max(superblock: &Superblock) -> u64 {
-        let block = u64::from(superblock.block_size);
-        superblock.layout.extent_size - block - FRAME_HEADER_SIZE as u64 - Self::retired_size_max(superblock)
-    }
-
-    /// The most bytes of the record that says which frames are retired, one of which starts every extent.
-    fn retired_size_max(superblock: &Superblock) -> u64 {
-        let ranges = u64::from(superblock.layout.extent_count) / 2 + 1;
-        ranges * FRAME_RANGE_SIZE as u64 + RECORD_OVERHEAD_MAX as u64
     }
 
     fn extent_size(&self) -> u64 {
@@ -314,6 +308,11 @@ impl ShardLog {
     /// Says that a record just appended is one that was moved here.
     pub(super) fn note_moved(&mut self, moved: Moved) {
         self.moved.push(moved);
+    }
+
+    /// Says that the record just appended is a chunk of a value that is being written.
+    pub(super) fn note_chunk(&mut self, id: u64) {
+        self.chunks.push(id);
     }
 
     /// The collection that opened an extent for itself has ended: what is left of the extent is for everyone.
@@ -449,7 +448,8 @@ impl ShardLog {
         writes.push((extent_offset + start, placed.data.clone()));
         self.next_frame += 1;
         let (entries, moved) = (std::mem::take(&mut self.entries), std::mem::take(&mut self.moved));
-        Some(SealedFrame { frame: header.frame, writes, entries, moved, placed })
+        let chunks = std::mem::take(&mut self.chunks);
+        Some(SealedFrame { frame: header.frame, writes, entries, chunks, moved, placed })
     }
 }
 
@@ -460,6 +460,7 @@ fn retired_record(value: &[u8]) -> Record<'_> {
         database: 0,
         expires_at_ms: 0,
         batch: None,
+        long: 0,
         key: &[],
         value,
     }

@@ -20,6 +20,10 @@ pub struct MemoryBudget {
     pub reads_size_max: usize,
     /// Bytes of values that all batches under way may hold; one batch alone may have more.
     pub batch_values_size_max: u64,
+    /// Bytes of a long value that may be read in one piece.
+    pub long_value_size_max: u64,
+    /// Bytes of long values that are read at a time; more wait. One of a few MiB may always be read.
+    pub long_reads_size_max: u64,
 }
 
 impl Default for MemoryBudget {
@@ -30,6 +34,8 @@ impl Default for MemoryBudget {
             index_may_grow: true,
             reads_size_max: ENGINE_READ_SIZE_MAX,
             batch_values_size_max: u64::MAX,
+            long_value_size_max: u64::MAX,
+            long_reads_size_max: u64::MAX,
         }
     }
 }
@@ -62,7 +68,9 @@ impl<D: Device> Engine<D> {
             cache: self.cache.size() as u64,
             index: self.shards.iter().map(|shard| shard.index_heap_size() as u64).sum(),
             log: self.shards.iter().map(|shard| shard.log_heap_size() as u64).sum(),
-            reads: (self.reads_size + self.stalled_size) as u64 + self.batch_values_size,
+            reads: (self.reads_size + self.stalled_size) as u64
+                + self.batch_values_size
+                + self.long_reads_size,
         }
     }
 
@@ -83,8 +91,10 @@ impl<D: Device> Engine<D> {
     /// The error for an effect that needs more memory than there may be.
     /// `expires_at_ms` is that of what is stored.
     pub(super) fn refuse_growth(&self, expires_at_ms: Option<u64>, effect: &KeyEffect) -> Option<OpError> {
-        let KeyEffect::Put { expires_at_ms: expires_then_ms, .. } = effect else { return None };
-        let grows = expires_at_ms.is_none_or(|expires_at_ms| expires_at_ms == 0 && *expires_then_ms != 0);
+        let expires_then_ms = effect.stored_expiry()?;
+        let grows = expires_at_ms.is_none_or(|expires_at_ms| expires_at_ms == 0 && expires_then_ms != 0);
+        // A long value has a place in memory for each of its chunks.
+        let grows = grows || effect.value_size() as u64 > self.chunk_size;
         (grows && !self.memory.index_may_grow).then_some(OpError::OutOfMemory)
     }
 

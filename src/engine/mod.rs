@@ -29,6 +29,7 @@ pub mod index;
 pub mod inspect;
 mod io_queue;
 mod log;
+pub mod long;
 pub mod memory;
 pub mod op;
 mod operations;
@@ -44,9 +45,8 @@ use std::sync::Arc;
 use slab::Slab;
 
 use crate::device::Device;
-use crate::format::record::RECORD_OVERHEAD_MAX;
 use crate::format::superblock::Superblock;
-use crate::limits::{ENGINE_OPERATIONS_MAX, KEY_SIZE_MAX, VALUE_SIZE_MAX};
+use crate::limits::{CHUNK_SIZE_MAX, ENGINE_OPERATIONS_MAX, VALUE_DEVICE_DIVISOR, VALUE_SIZE_MAX};
 
 use allocator::Allocator;
 use arrivals::Arrival;
@@ -58,7 +58,7 @@ use gc::{Collector, GcStats};
 use io_queue::{Finished, IoQueue};
 use memory::MemoryBudget;
 use op::{Answer, Clock, HoldId, OpError, ShardId, ShardOp};
-use operations::{BatchHold, Operation};
+use operations::{BatchHold, LongRead, Operation};
 use reads::ReadJob;
 use scrub::{ScrubStats, Scrubber};
 use shard::Shard;
@@ -66,8 +66,8 @@ pub use shard::ShardState;
 
 /// The longest value that a device so formatted keeps, in bytes.
 pub fn value_size_max(superblock: &Superblock) -> u64 {
-    let record = log::ShardLog::record_size_max(superblock);
-    (record - (RECORD_OVERHEAD_MAX + KEY_SIZE_MAX) as u64).min(VALUE_SIZE_MAX as u64)
+    let area = u64::from(superblock.layout.extent_count) * superblock.layout.extent_size;
+    (area / VALUE_DEVICE_DIVISOR).min(VALUE_SIZE_MAX as u64)
 }
 
 /// Figures of one engine, each counted where it happens.
@@ -124,6 +124,12 @@ pub struct Engine<D> {
     reads_waiting: VecDeque<usize>,
     /// Bytes of the reads that were started.
     reads_size: usize,
+    /// Long values that are being read.
+    long_reads: Slab<LongRead>,
+    /// Those that wait for others to end, in order.
+    long_reads_waiting: VecDeque<usize>,
+    /// Bytes that those that were started come to.
+    long_reads_size: u64,
     /// Bytes of values that wait for room in the log.
     stalled_size: usize,
     cache: RecordCache,
@@ -137,6 +143,8 @@ pub struct Engine<D> {
     /// When operations that wait for room were last tried again.
     stalled_tried_us: u64,
     value_size_max: u64,
+    /// The longest chunk, and the longest value that is one record.
+    chunk_size: u64,
     answers: Vec<(u64, Answer)>,
     /// Holds whose `Locked` answer never left.
     abandoned: Vec<HoldId>,
@@ -165,6 +173,10 @@ impl<D: Device> Engine<D> {
         }
         Engine {
             value_size_max: value_size_max(&superblock),
+            chunk_size: CHUNK_SIZE_MAX as u64,
+            long_reads: Slab::new(),
+            long_reads_waiting: VecDeque::new(),
+            long_reads_size: 0,
             superblock,
             allocator,
             queue: IoQueue::new(device),
@@ -269,6 +281,7 @@ impl<D: Device> Engine<D> {
             }
             let idle =
                 self.queue.is_idle() && !self.committer.has_work(&self.shards) && self.reads.is_empty();
+            let idle = idle && self.long_reads.is_empty();
             if idle && self.shards.iter().all(|shard| shard.stalled.is_empty()) {
                 return Ok(());
             }
@@ -289,6 +302,11 @@ impl<D: Device> Engine<D> {
     /// The longest value that is accepted, in bytes.
     pub fn value_size_max(&self) -> u64 {
         self.value_size_max
+    }
+
+    /// Changes how long a chunk may be: for simulations, which have smaller disks.
+    pub fn set_chunk_size(&mut self, size: u64) {
+        self.chunk_size = size.clamp(1, CHUNK_SIZE_MAX as u64);
     }
 
     /// Changes the durability mode. What was appended before is committed under the new one.
@@ -336,6 +354,8 @@ impl<D: Device> Engine<D> {
             .chain(expiry)
             .chain(self.collect_deadline_us())
             .chain(self.scrub_deadline_us())
+            // Memory may be free again without anybody's saying so.
+            .chain((!self.long_reads_waiting.is_empty()).then_some(clock.monotonic_us + 1_000))
             .min()
     }
 
@@ -407,6 +427,7 @@ impl<D: Device> Engine<D> {
         self.abandon_holds(clock);
         self.check_pins();
         for at in 0..self.shards.len() {
+            self.shards[at].bury_chunks();
             if !self.shards[at].gate.is_empty() {
                 self.open_gate(at, clock);
             }
@@ -421,6 +442,7 @@ impl<D: Device> Engine<D> {
             }
         }
         self.cache.adjust();
+        self.start_long_reads(clock);
         self.start_reads();
         let collected = self.scrub(clock) | self.collect(clock) | self.go_on_with_checkpoint();
         self.retry_stalled(clock);

@@ -4,7 +4,10 @@ use bytes::Bytes;
 
 pub use crate::format::slot::ShardId;
 
+use std::sync::Arc;
+
 use super::action::Action;
+use super::long::LongValue;
 
 /// A key's bytes.
 pub type Key = Bytes;
@@ -85,6 +88,16 @@ pub enum OpError {
     Damaged {
         /// Where and what.
         detail: String,
+    },
+    /// A long value does not fit into the memory that there is for requests.
+    #[error(
+        "OOM a value of {size} bytes does not fit into the memory for requests (at most {size_max} bytes): read it with GETRANGE, or start with a larger --memory"
+    )]
+    ValueBeyondMemory {
+        /// Bytes of it.
+        size: u64,
+        /// Bytes allowed.
+        size_max: u64,
     },
     /// The device failed a read.
     #[error("IOERR the device failed the read: {detail}")]
@@ -276,16 +289,33 @@ pub enum KeyEffect {
         /// Milliseconds since the Unix epoch, 0 for none.
         expires_at_ms: u64,
     },
+    /// Stores a long value whose chunks are in the log already.
+    Long {
+        /// The value.
+        value: Arc<LongValue>,
+        /// Milliseconds since the Unix epoch, 0 for none.
+        expires_at_ms: u64,
+    },
     /// Deletes the key.
     Delete,
 }
 
 impl KeyEffect {
-    /// Bytes of the value that it stores.
+    /// Bytes of the value that it holds.
     pub fn value_size(&self) -> usize {
         match self {
             KeyEffect::Put { value, .. } => value.len(),
-            KeyEffect::Delete => 0,
+            KeyEffect::Long { .. } | KeyEffect::Delete => 0,
+        }
+    }
+
+    /// When what it stores expires: milliseconds since the Unix epoch, 0 for never. None where it stores nothing.
+    pub fn stored_expiry(&self) -> Option<u64> {
+        match self {
+            KeyEffect::Put { expires_at_ms, .. } | KeyEffect::Long { expires_at_ms, .. } => {
+                Some(*expires_at_ms)
+            }
+            KeyEffect::Delete => None,
         }
     }
 }
@@ -299,6 +329,8 @@ pub struct Current {
     pub size: u64,
     /// The value, when it was asked for.
     pub value: Option<Value>,
+    /// Where a long value is, so that it can be stored again without its bytes.
+    pub long: Option<Arc<LongValue>>,
 }
 
 /// A key as a pin has it.

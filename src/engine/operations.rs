@@ -6,9 +6,10 @@
 use std::sync::Arc;
 
 use super::Engine;
-use super::action::{Action, Need, is_expired};
+use super::action::{Action, Need, is_expired, long_parts};
 use super::allocator::Purpose;
 use super::log::{Appended, Draft, Move, NoRoom};
+use super::long::{Edit, LongWrite, Part};
 use super::op::{
     Answer, BatchId, Clock, Current, HoldId, Key, KeyEffect, OpError, Reply, ShardId, ShardOp, WatchedKey,
 };
@@ -20,9 +21,12 @@ use crate::limits::KEY_SIZE_MAX;
 
 mod batches;
 mod gate;
+mod long;
 mod pins;
 
 pub(super) use batches::commit_record;
+use long::LongAppend;
+pub(super) use long::LongRead;
 
 /// An operation that waits.
 pub(super) struct Operation {
@@ -39,6 +43,10 @@ pub(super) enum State {
     Reading { key: Key, action: Action, expires_at_ms: u64, held: bool },
     /// Waits for room in the log, holding its key.
     Append { key: Key, effect: KeyEffect, reply: Reply },
+    /// Waits for chunks of a long value, or for the pieces that a write to it needs.
+    LongReading(Box<long::LongReading>),
+    /// Waits for room in the log for the next chunk, holding its key.
+    AppendLong(Box<long::LongAppend>),
     /// Waits for one of its keys, or at the gate.
     Lock(Box<LockState>),
     /// Waits for values of its keys, all held.
@@ -85,6 +93,8 @@ pub(super) struct PrepareState {
     participant_count: u16,
     effects: Vec<(Key, KeyEffect)>,
     next: usize,
+    /// The next effect's value, when it is long and not all of it is in the log.
+    long: Option<LongWrite>,
     frame: u64,
 }
 
@@ -147,8 +157,9 @@ impl<D: Device> Engine<D> {
                 }
             }
             ShardOp::Prepare { hold, batch, coordinator, participant_count, effects } => {
+                let (next, long, frame) = (0, None, 0);
                 let prepare =
-                    PrepareState { hold, batch, coordinator, participant_count, effects, next: 0, frame: 0 };
+                    PrepareState { hold, batch, coordinator, participant_count, effects, next, long, frame };
                 self.enter_log(at, token, State::Prepare(Box::new(prepare)), clock);
             }
             ShardOp::Commit { batch, participant_count } => {
@@ -296,7 +307,17 @@ impl<D: Device> Engine<D> {
             return;
         }
         let lookup = self.shards[at].lookup_hashed(hash, &key, clock.unix_ms);
+        if action.need() == Need::Value
+            && lookup.current.as_ref().is_some_and(|current| current.long.is_some())
+        {
+            self.run_long(at, token, key, action, lookup, clock);
+            return;
+        }
         match lookup.entry {
+            Some(entry) if action.need() == Need::Value && entry.is_long => {
+                let error = self.lost_manifest(at, &key);
+                self.answers.push((token, Answer::Reply(Reply::Error(error))));
+            }
             Some(entry) if action.need() == Need::Value => {
                 if let Some(value) = self.cached(at, hash, &entry) {
                     let current = lookup.current.map(|current| Current { value: Some(value), ..current });
@@ -340,8 +361,12 @@ impl<D: Device> Engine<D> {
             }
             Ok(value) => {
                 let alive = !is_expired(expires_at_ms, clock.unix_ms);
-                let current =
-                    alive.then(|| Current { expires_at_ms, size: value.len() as u64, value: Some(value) });
+                let current = alive.then(|| Current {
+                    expires_at_ms,
+                    size: value.len() as u64,
+                    value: Some(value),
+                    long: None,
+                });
                 let hash = self.shards[at].hash(&key);
                 self.finish_key(at, token, hash, key, action, current, 0, held, clock);
             }
@@ -364,6 +389,20 @@ impl<D: Device> Engine<D> {
         held: bool,
         clock: Clock,
     ) {
+        match long_parts(&action, current.as_ref(), self.chunk_size, self.value_size_max) {
+            Ok(None) => {}
+            Ok(Some(parts)) => {
+                let edit = Edit::new(None, parts, self.chunk_size);
+                return self.write_long(at, token, key, current.as_ref(), edit, Vec::new(), held, clock);
+            }
+            Err(error) => {
+                self.answers.push((token, Answer::Reply(Reply::Error(error))));
+                if held {
+                    self.release_key(at, &key, clock);
+                }
+                return;
+            }
+        }
         let outcome = action.apply(current.as_ref(), clock.unix_ms, self.value_size_max);
         let (effect, reply) = match outcome {
             Ok(outcome) => (outcome.effect, outcome.reply),
@@ -384,6 +423,13 @@ impl<D: Device> Engine<D> {
                 self.release_key(at, &key, clock);
             }
             return;
+        }
+        if let KeyEffect::Put { value, expires_at_ms } = &effect
+            && value.len() as u64 > self.chunk_size
+        {
+            let (part, expires_at_ms) = (Part { start: 0, bytes: value.clone() }, *expires_at_ms);
+            let write = Edit::new(None, vec![part], self.chunk_size).compose(Vec::new());
+            return self.enter_long(at, token, LongAppend { key, write, expires_at_ms, reply }, held, clock);
         }
         // Behind those that already wait for room: the log keeps the order of arrival.
         let left = if self.shards[at].stalled.is_empty() {
@@ -419,7 +465,8 @@ impl<D: Device> Engine<D> {
         reply: Reply,
         clock: Clock,
     ) -> Option<(KeyEffect, Reply)> {
-        match self.append(at, effect_draft(key, &effect, None), clock) {
+        let manifest = effect_manifest(&effect);
+        match self.append(at, effect_draft(key, &effect, &manifest, None), clock) {
             Ok(appended) => {
                 let shard = &mut self.shards[at];
                 shard.log.note_entry(hash, key.clone(), appended.sequence);
@@ -472,7 +519,12 @@ impl<D: Device> Engine<D> {
             return Err(AppendError::Failed(error));
         }
         let allocator = Arc::clone(&self.allocator);
-        let user_size = (draft.record.key.len() + draft.record.value.len()) as u64;
+        let user_size = match draft.record {
+            // Its chunks brought the bytes.
+            record if record.is_manifest() => record.key.len(),
+            record if record.kind == RecordType::Chunk => record.value.len(),
+            record => record.key.len() + record.value.len(),
+        } as u64;
         match self.shards[at].log.append(draft, &allocator) {
             Ok(appended) => {
                 self.shards[at].clean = false;
@@ -525,6 +577,32 @@ impl<D: Device> Engine<D> {
                         }
                     }
                 }
+                State::AppendLong(long) => {
+                    let (key, before) = (long.key.clone(), long.write.size_left());
+                    let again = self.append_long(at, token, *long, clock);
+                    let left = match &again {
+                        Some(State::AppendLong(long)) => long.write.size_left(),
+                        _ => 0,
+                    };
+                    self.stalled_size -= before - left;
+                    match again {
+                        None => {
+                            self.shards[at].stalled.pop_front();
+                            self.release_key(at, &key, clock);
+                            continue;
+                        }
+                        // It has had a frame's worth: whoever is behind it comes first now.
+                        Some(state) if left < before && self.shards[at].stalled.len() > 1 => {
+                            let id = self.suspend(at, token, state);
+                            self.shards[at].stalled.rotate_left(1);
+                            if let Some(last) = self.shards[at].stalled.back_mut() {
+                                *last = id;
+                            }
+                            continue;
+                        }
+                        again => again,
+                    }
+                }
                 State::Prepare(prepare) => self.prepare(at, token, prepare, clock),
                 State::Commit { batch, participant_count } => {
                     self.commit(at, token, batch, participant_count, clock)
@@ -556,6 +634,11 @@ impl<D: Device> Engine<D> {
                 self.answers.push((token, Answer::Reply(Reply::Error(error))));
                 self.release_key(at, &key, clock);
             }
+            State::AppendLong(long) => {
+                self.stalled_size -= long.write.size_left();
+                self.answers.push((token, Answer::Reply(Reply::Error(error))));
+                self.release_key(at, &long.key, clock);
+            }
             _ => self.answers.push((token, Answer::Failed(error))),
         }
     }
@@ -566,11 +649,29 @@ pub(super) enum AppendError {
     Failed(OpError),
 }
 
-fn effect_draft<'a>(key: &'a Key, effect: &'a KeyEffect, batch: Option<BatchMark>) -> Draft<'a> {
+/// What the record of an effect stores where the value is long.
+fn effect_manifest(effect: &KeyEffect) -> Vec<u8> {
+    match effect {
+        KeyEffect::Long { value, .. } => value.manifest(),
+        KeyEffect::Put { .. } | KeyEffect::Delete => Vec::new(),
+    }
+}
+
+fn effect_draft<'a>(
+    key: &'a Key,
+    effect: &'a KeyEffect,
+    manifest: &'a [u8],
+    batch: Option<BatchMark>,
+) -> Draft<'a> {
+    let mut long = 0;
     let (kind, value, expires_at_ms, purpose): (_, &[u8], _, _) = match effect {
         KeyEffect::Put { value, expires_at_ms } => (RecordType::Put, value, *expires_at_ms, Purpose::Data),
+        KeyEffect::Long { value, expires_at_ms } => {
+            long = value.size();
+            (RecordType::Put, manifest, *expires_at_ms, Purpose::Data)
+        }
         KeyEffect::Delete => (RecordType::Delete, &[], 0, Purpose::Reserve),
     };
-    let record = Record { kind, sequence: 0, database: 0, expires_at_ms, batch, key, value };
+    let record = Record { kind, sequence: 0, database: 0, expires_at_ms, batch, long, key, value };
     Draft { record, purpose, lazy: false }
 }

@@ -28,6 +28,13 @@ pub(super) enum ReadFor {
         /// Which key.
         index: usize,
     },
+    /// A long value that is being read.
+    Piece {
+        /// Its read.
+        read: usize,
+        /// Bytes from the value's start to the piece.
+        start: u64,
+    },
     /// Nobody: whether it can be read is what is asked.
     Scrub,
     /// One of the keys of a pin.
@@ -44,6 +51,8 @@ pub(super) struct ReadJob {
     shard: usize,
     key: Key,
     entry: Entry,
+    /// It is this chunk, not the newest record of the key.
+    chunk: Option<u64>,
     /// Device offset and size of the blocks around the record.
     offset: u64,
     size: usize,
@@ -64,6 +73,17 @@ impl ReadJob {
 
 impl<D: Device> Engine<D> {
     pub(super) fn start_read(&mut self, at: usize, key: Key, entry: Entry, to: ReadFor) {
+        self.start_record_read(at, key, entry, None, to);
+    }
+
+    pub(super) fn start_record_read(
+        &mut self,
+        at: usize,
+        key: Key,
+        entry: Entry,
+        chunk: Option<u64>,
+        to: ReadFor,
+    ) {
         let block = u64::from(self.superblock.block_size);
         let start = self.superblock.layout.extent_offset(entry.extent) + u64::from(entry.offset);
         let end = start + u64::from(entry.size);
@@ -73,6 +93,7 @@ impl<D: Device> Engine<D> {
             shard: at,
             key,
             entry,
+            chunk,
             offset,
             size,
             assembled: Vec::new(),
@@ -162,7 +183,7 @@ impl<D: Device> Engine<D> {
         self.reads_size -= job.size;
         // What a dump or a scrub reads is not what clients read.
         if let Ok(value) = &result
-            && !matches!(job.to, ReadFor::Pin { .. } | ReadFor::Scrub)
+            && !matches!(job.to, ReadFor::Pin { .. } | ReadFor::Scrub | ReadFor::Piece { .. })
         {
             let shard = &self.shards[job.shard];
             self.cache.insert(shard.hash(&job.key), shard.id, job.entry.sequence, value);
@@ -172,8 +193,9 @@ impl<D: Device> Engine<D> {
             ReadFor::Key(operation) => self.on_key_read(operation, result, clock),
             ReadFor::Lock { operation, index } => self.on_lock_read(operation, index, result),
             ReadFor::Scrub => {
-                self.on_scrub_record(job.shard, &job.key, &job.entry, result.as_ref().err());
+                self.on_scrub_record(job.shard, &job.key, job.chunk, &job.entry, result.as_ref().err());
             }
+            ReadFor::Piece { read, start } => self.on_piece_read(read, start, result, clock),
             ReadFor::Pin { operation, index } => self.on_pin_read(operation, index, result),
         }
     }
@@ -191,7 +213,13 @@ impl<D: Device> Engine<D> {
         let decoded =
             Record::decode(bytes, place, entry.offset).map_err(|error| damaged(error.to_string()))?;
         let record = decoded.record;
-        if record.kind != RecordType::Put || record.key != &*job.key || record.sequence != entry.sequence {
+        let is_kind = match job.chunk {
+            Some(id) => record.kind == RecordType::Chunk && record.long == id,
+            None => record.kind == RecordType::Put,
+        };
+        // Who reads a chunk for its own sake does not know whose it is.
+        let is_key = record.key == &*job.key || (job.chunk.is_some() && matches!(job.to, ReadFor::Scrub));
+        if !is_kind || !is_key || record.sequence != entry.sequence {
             return Err(damaged("the record is another one than the index names".into()));
         }
         if !decoded.value_intact {

@@ -21,6 +21,7 @@ use super::shard::ShardState;
 use crate::device::rescue::RescueDevice;
 use crate::device::{Device, IoError};
 use crate::format::Place;
+use crate::format::manifest::ManifestPiece;
 use crate::format::record::{Record, RecordType};
 use crate::format::superblock::Superblock;
 
@@ -251,12 +252,18 @@ impl<D: Device> Salvage<'_, D> {
             self.sink.find(Finding::UnknownKeys { shard: state.id.0 });
         }
         let mut by_extent: BTreeMap<u32, Vec<(Key, Entry)>> = BTreeMap::new();
+        let mut long = Vec::new();
         let mut doubtful = state.doubt.keys.clone();
         let mut cursor = 0;
         loop {
             cursor = state.index.scan(cursor, 4096, &mut |key, entry| {
                 doubtful.remove(key);
-                by_extent.entry(entry.extent).or_default().push((Key::copy_from_slice(key), *entry));
+                let one = (Key::copy_from_slice(key), *entry);
+                if entry.is_long {
+                    long.push(one);
+                } else {
+                    by_extent.entry(entry.extent).or_default().push(one);
+                }
             });
             if cursor == 0 {
                 break;
@@ -279,7 +286,7 @@ impl<D: Device> Salvage<'_, D> {
                 }
                 let at = entry.offset as usize;
                 let bytes = read.bytes.get(at..at + entry.size as usize).unwrap_or_default();
-                let found = match value_of(bytes, state, &key, &entry) {
+                let found = match value_of(bytes, state, &key, &entry, None) {
                     Ok(value) => Ok(value.to_vec()),
                     // A medium may be wrong once and right the next time.
                     Err(_) => self.read_again(state, &key, &entry)?,
@@ -291,6 +298,20 @@ impl<D: Device> Salvage<'_, D> {
             }
             self.done += self.superblock.layout.extent_size;
             self.sink.progress(self.done, self.total);
+        }
+        for (key, entry) in long {
+            if is_expired(entry.expires_at_ms, self.now_ms) {
+                self.report.keys_expired += 1;
+                continue;
+            }
+            let found = match state.manifests.get(&key) {
+                Some((size, pieces)) => self.read_long(state, &key, *size, pieces, &state.chunks)?,
+                None => Err("its manifest can't be read".into()),
+            };
+            match found {
+                Ok(value) => self.save(state, &key, &value, &entry)?,
+                Err(what) => failed.push((key, entry, what)),
+            }
         }
         if failed.is_empty() { Ok(()) } else { self.older(state, decisions, failed) }
     }
@@ -328,12 +349,48 @@ impl<D: Device> Salvage<'_, D> {
         Ok(self.sink.save(&Saved { key, value, expires_at_ms: entry.expires_at_ms })?)
     }
 
+    /// Reads a long value, chunk by chunk.
+    fn read_long(
+        &mut self,
+        state: &ShardState,
+        key: &Key,
+        size: u64,
+        pieces: &[ManifestPiece],
+        chunks: &BTreeMap<u64, Entry>,
+    ) -> Result<Result<Vec<u8>, String>, SalvageError> {
+        let mut value = vec![0; size as usize];
+        for piece in pieces {
+            let Some(entry) = chunks.get(&piece.id) else {
+                return Ok(Err(format!("the chunk at byte {} is not there", piece.start)));
+            };
+            let start = piece.start as usize;
+            match self.read_record(state, key, entry, Some(piece.id))? {
+                Ok(bytes) if bytes.len() == piece.size as usize => {
+                    value[start..start + bytes.len()].copy_from_slice(&bytes);
+                }
+                Ok(_) => return Ok(Err(format!("the chunk at byte {start} has another length"))),
+                Err(what) => return Ok(Err(format!("the chunk at byte {start}: {what}"))),
+            }
+        }
+        Ok(Ok(value))
+    }
+
     /// Reads one record by itself.
     fn read_again(
         &mut self,
         state: &ShardState,
         key: &Key,
         entry: &Entry,
+    ) -> Result<Result<Vec<u8>, String>, SalvageError> {
+        self.read_record(state, key, entry, None)
+    }
+
+    fn read_record(
+        &mut self,
+        state: &ShardState,
+        key: &Key,
+        entry: &Entry,
+        chunk: Option<u64>,
     ) -> Result<Result<Vec<u8>, String>, SalvageError> {
         let block = u64::from(self.superblock.block_size);
         let start = self.superblock.layout.extent_offset(entry.extent) + u64::from(entry.offset);
@@ -344,7 +401,7 @@ impl<D: Device> Salvage<'_, D> {
         };
         let skip = (start - from) as usize;
         let bytes = &blocks[skip..skip + entry.size as usize];
-        Ok(value_of(bytes, state, key, entry).map(<[u8]>::to_vec))
+        Ok(value_of(bytes, state, key, entry, chunk).map(<[u8]>::to_vec))
     }
 
     /// Looks for older values of keys whose newest can't be read.
@@ -380,7 +437,14 @@ impl<D: Device> Salvage<'_, D> {
             seen.sort_by_key(|one| std::cmp::Reverse(one.entry.sequence));
             // Behind a deletion there is nothing: the key was absent before the value that is lost.
             for one in seen.into_iter().take_while(|one| one.kind == RecordType::Put) {
-                if let Ok(value) = self.read_again(state, &key, &one.entry)? {
+                let value = match &one.pieces {
+                    Some(pieces) => {
+                        let size = u64::from(one.entry.value_size);
+                        self.read_long(state, &key, size, pieces, &scanned.chunks)?
+                    }
+                    None => self.read_again(state, &key, &one.entry)?,
+                };
+                if let Ok(value) = value {
                     older = Some((one.entry, value));
                     break;
                 }
@@ -410,12 +474,22 @@ fn finding(state: &ShardState, key: &Key, entry: &Entry, what: &str) -> KeyFindi
     KeyFinding { key: key.clone(), shard: state.id.0, extent, offset, what: what.to_owned() }
 }
 
-fn value_of<'a>(bytes: &'a [u8], state: &ShardState, key: &Key, entry: &Entry) -> Result<&'a [u8], String> {
+fn value_of<'a>(
+    bytes: &'a [u8],
+    state: &ShardState,
+    key: &Key,
+    entry: &Entry,
+    chunk: Option<u64>,
+) -> Result<&'a [u8], String> {
     let place: Option<Place> = state.extents.get(entry.extent).map(|one| one.place);
     let place = place.ok_or_else(|| "its extent is not this shard's".to_owned())?;
     let decoded = Record::decode(bytes, place, entry.offset).map_err(|error| error.to_string())?;
     let record = decoded.record;
-    if record.kind != RecordType::Put || record.key != &**key || record.sequence != entry.sequence {
+    let is_kind = match chunk {
+        Some(id) => record.kind == RecordType::Chunk && record.long == id,
+        None => record.kind == RecordType::Put,
+    };
+    if !is_kind || record.key != &**key || record.sequence != entry.sequence {
         return Err("another record is there".into());
     }
     if !decoded.value_intact {

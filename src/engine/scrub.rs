@@ -51,11 +51,19 @@ enum Step {
     /// Every live record of an extent, one by one.
     Records {
         extent: u32,
-        /// Where to go on in the index; `None` at its end.
-        cursor: Option<u64>,
+        /// Where to go on; `None` at the end.
+        cursor: Option<Walk>,
         /// Reads that are still to come.
         left: usize,
     },
+}
+
+#[derive(Clone, Copy)]
+enum Walk {
+    /// Over the index, from this cursor on.
+    Keys(u64),
+    /// Over the chunks, from this id on.
+    Chunks(u64),
 }
 
 struct Reading {
@@ -191,7 +199,7 @@ impl<D: Device> Engine<D> {
         match self.look_at_frames(pass.shard, &mut reading) {
             Verdict::Right => {}
             Verdict::Suspect => {
-                pass.step = Step::Records { extent: reading.extent, cursor: Some(0), left: 0 };
+                pass.step = Step::Records { extent: reading.extent, cursor: Some(Walk::Keys(0)), left: 0 };
             }
             Verdict::NeedBytes => {
                 let from = reading.at + reading.bytes.len() as u64;
@@ -237,11 +245,16 @@ impl<D: Device> Engine<D> {
                 let Ok(decoded) = Record::decode(&reading.bytes[position..payload], place, record_at) else {
                     return Verdict::Suspect;
                 };
+                let record = decoded.record;
                 let is_live = || {
-                    let entry = shard.entry(decoded.record.key);
+                    let entry = match record.kind {
+                        RecordType::Put => shard.entry(record.key),
+                        RecordType::Chunk => shard.chunks().stored(record.long),
+                        _ => None,
+                    };
                     entry.is_some_and(|one| one.extent == reading.extent && one.offset == record_at)
                 };
-                if decoded.record.kind == RecordType::Put && !decoded.value_intact && is_live() {
+                if !decoded.value_intact && is_live() {
                     return Verdict::Suspect;
                 }
                 position += decoded.size;
@@ -257,44 +270,74 @@ impl<D: Device> Engine<D> {
         reading.is_reading = false;
         match (status, buf) {
             (Ok(()), Some(buf)) => reading.bytes.extend_from_slice(&buf),
-            _ => *step = Step::Records { extent: reading.extent, cursor: Some(0), left: 0 },
+            _ => *step = Step::Records { extent: reading.extent, cursor: Some(Walk::Keys(0)), left: 0 },
         }
     }
 
     /// Reads live records of an extent one by one: some of those that the index names next.
-    fn scrub_records(&mut self, pass: &mut Pass, extent: u32, cursor: Option<u64>, left: usize) -> bool {
+    fn scrub_records(&mut self, pass: &mut Pass, extent: u32, cursor: Option<Walk>, left: usize) -> bool {
         let Some(from) = cursor.filter(|_| left == 0) else {
             if left > 0 {
                 pass.step = Step::Records { extent, cursor, left };
             }
             return left == 0;
         };
-        let mut found: Vec<(Key, Entry)> = Vec::new();
-        let next = self.shards[pass.shard].index().scan(from, WALK_COUNT, &mut |key, entry| {
-            if entry.extent == extent {
-                found.push((Key::copy_from_slice(key), *entry));
+        let mut found: Vec<(Key, Option<u64>, Entry)> = Vec::new();
+        let shard = &self.shards[pass.shard];
+        let cursor = match from {
+            Walk::Keys(from) => {
+                let next = shard.index().scan(from, WALK_COUNT, &mut |key, entry| {
+                    if entry.extent == extent {
+                        found.push((Key::copy_from_slice(key), None, *entry));
+                    }
+                });
+                Some(if next == 0 { Walk::Chunks(0) } else { Walk::Keys(next) })
             }
-        });
-        let cursor = (next != 0).then_some(next);
+            Walk::Chunks(from) => {
+                let mut next = None;
+                for (nth, (id, entry)) in shard.chunks().stored_from(from).enumerate() {
+                    if nth == WALK_COUNT {
+                        next = Some(Walk::Chunks(id));
+                        break;
+                    }
+                    if entry.extent == extent {
+                        found.push((Key::new(), Some(id), *entry));
+                    }
+                }
+                next
+            }
+        };
         pass.step = Step::Records { extent, cursor, left: found.len() };
-        for (key, entry) in found {
+        for (key, chunk, entry) in found {
             self.scrubber.credit -= i64::from(entry.size.max(self.superblock.block_size));
             self.scrubber.stats.bytes += u64::from(entry.size);
-            self.start_read(pass.shard, key, entry, ReadFor::Scrub);
+            self.start_record_read(pass.shard, key, entry, chunk, ReadFor::Scrub);
         }
         true
     }
 
     /// One of those records was read, several times if need be.
-    pub(super) fn on_scrub_record(&mut self, at: usize, key: &Key, entry: &Entry, error: Option<&OpError>) {
+    pub(super) fn on_scrub_record(
+        &mut self,
+        at: usize,
+        key: &Key,
+        chunk: Option<u64>,
+        entry: &Entry,
+        error: Option<&OpError>,
+    ) {
         if let Some(Pass { step: Step::Records { left, .. }, .. }) = &mut self.scrubber.pass {
             *left = left.saturating_sub(1);
         }
         let Some(error) = error else { return };
         // What was overwritten, deleted or moved meanwhile does not matter any more.
-        if self.shards[at].entry(key) == Some(entry) && !self.shards[at].is_pending(key) {
+        let shard = &self.shards[at];
+        let newest = match chunk {
+            Some(id) => shard.chunks().stored(id).and_then(|there| Some((shard.key_of_chunk(id)?, there))),
+            None => shard.entry(key).filter(|_| !shard.is_pending(key)).map(|there| (key, there)),
+        };
+        if let Some((key, _)) = newest.filter(|(_, there)| *there == entry) {
             self.scrubber.stats.damaged += 1;
-            let shard = self.shards[at].id.0;
+            let shard = shard.id.0;
             tracing::error!("scrub: key '{}' of shard {shard} is damaged: {error}", key.escape_ascii());
         }
     }

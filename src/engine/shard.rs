@@ -7,12 +7,15 @@
 //! - A key is in the pending set exactly while its newest record's frame is not written.
 //! - An operation that must wait between reading a key and writing it holds the key; whoever comes next waits in line.
 
+mod chunks;
 mod pending;
 mod pin;
 mod state;
 #[cfg(test)]
 mod tests;
+mod watch;
 
+pub(super) use chunks::ChunkSource;
 pub use state::ShardState;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -27,6 +30,7 @@ use super::cache::RecordCache;
 use super::extents::Extents;
 use super::index::{Entry, HashIndex, Index, hash_key};
 use super::log::{Appended, Move, Moved, NewEntry, OpenExtent, Relocated, ShardLog};
+use super::long::LongValue;
 use super::op::{Answer, BatchId, Current, Key, KeyEffect, OpError, ShardId, Value};
 use super::recovery::Doubt;
 use crate::format::Place;
@@ -35,8 +39,10 @@ use crate::format::superblock::Superblock;
 use crate::limits::KEY_SIZE_MAX;
 use crate::probe::{self, Probe};
 
+use chunks::Chunks;
 use pending::PendingSet;
 use pin::Pin;
+use watch::Watch;
 
 pub(super) use pin::Before;
 
@@ -53,9 +59,27 @@ impl BuildHasher for SecretHash {
 
 pub(super) type KeyMap<V> = HashMap<Key, V, SecretHash>;
 
+/// A value that a key has.
+#[derive(Debug, Clone)]
+pub(super) enum Stored {
+    /// In memory.
+    Plain(Value),
+    /// In chunks.
+    Long(Arc<LongValue>),
+}
+
+impl Stored {
+    fn size(&self) -> u64 {
+        match self {
+            Stored::Plain(value) => value.len() as u64,
+            Stored::Long(value) => value.size(),
+        }
+    }
+}
+
 /// The newest state of a key whose record is not written yet.
 pub(super) struct Pending {
-    pub(super) value: Option<Value>,
+    pub(super) value: Option<Stored>,
     pub(super) expires_at_ms: u64,
     pub(super) at: Appended,
     hash: u64,
@@ -82,11 +106,6 @@ pub(super) struct Hold {
     pub(super) waiters: VecDeque<usize>,
 }
 
-struct Watch {
-    count: usize,
-    version: u64,
-}
-
 /// Answers that wait for a frame.
 pub(super) type Waiters = BTreeMap<u64, Vec<(u64, Answer)>>;
 
@@ -105,6 +124,10 @@ pub(super) struct Shard {
     pub(super) id: ShardId,
     superblock: Arc<Superblock>,
     index: HashIndex,
+    /// The values of the keys whose record in the index is a manifest.
+    long: KeyMap<Arc<LongValue>>,
+    long_heap_size: usize,
+    chunks: Chunks,
     pending: PendingSet,
     pub(super) holds: KeyMap<Hold>,
     /// Operations that wait for room in the log, in order.
@@ -160,10 +183,21 @@ impl Shard {
                 expiries.insert((entry.expires_at_ms, Key::copy_from_slice(key)));
             }
         });
-        Shard {
+        let chunks = Chunks::default();
+        let mut long = KeyMap::with_hasher(hash);
+        let mut long_heap_size = 0;
+        for (key, (size, pieces)) in std::mem::take(&mut state.manifests) {
+            let value = LongValue::found(size, &pieces, chunks.dead());
+            long_heap_size += value.heap_size();
+            long.insert(key, Arc::new(value));
+        }
+        let mut shard = Shard {
             id: state.id,
             live: state.index.len(),
             index: state.index,
+            long,
+            long_heap_size,
+            chunks,
             pending: PendingSet::default(),
             holds: KeyMap::with_hasher(hash),
             stalled: VecDeque::new(),
@@ -189,7 +223,9 @@ impl Shard {
             doubt: state.doubt,
             pin: None,
             superblock,
-        }
+        };
+        shard.take_chunks(state.chunks);
+        shard
     }
 
     pub(super) fn hash(&self, key: &[u8]) -> u64 {
@@ -221,7 +257,8 @@ impl Shard {
         const EXPIRY_SIZE: usize = 128;
         let index = self.index.heap_size();
         let key_size = index / (self.index.len() as usize).max(1);
-        index + self.expiries.len() * (EXPIRY_SIZE + key_size.min(KEY_SIZE_MAX)) + self.pin_size()
+        let long = self.chunks.heap_size() + self.long_heap_size;
+        index + self.expiries.len() * (EXPIRY_SIZE + key_size.min(KEY_SIZE_MAX)) + self.pin_size() + long
     }
 
     /// Bytes of memory of what is on its way to the device.
@@ -324,12 +361,13 @@ impl Shard {
         if let Some(pending) = self.pending.get(hash, key) {
             let depends_on = pending.at.frame;
             match &pending.value {
-                Some(value) if !pending.reaped && !expired(pending.expires_at_ms) => {
-                    let current = Current {
-                        expires_at_ms: pending.expires_at_ms,
-                        size: value.len() as u64,
-                        value: Some(value.clone()),
+                Some(stored) if !pending.reaped && !expired(pending.expires_at_ms) => {
+                    let (value, long) = match stored {
+                        Stored::Plain(value) => (Some(value.clone()), None),
+                        Stored::Long(value) => (None, Some(value.clone())),
                     };
+                    let (expires_at_ms, size) = (pending.expires_at_ms, stored.size());
+                    let current = Current { expires_at_ms, size, value, long };
                     return Lookup { current: Some(current), entry: None, depends_on, hash };
                 }
                 Some(_) if !pending.reaped => self.reap(hash, key),
@@ -343,6 +381,7 @@ impl Shard {
                     expires_at_ms: entry.expires_at_ms,
                     size: u64::from(entry.value_size),
                     value: None,
+                    long: if entry.is_long { self.long.get(key).cloned() } else { None },
                 };
                 Lookup { current: Some(current), entry: Some(entry), depends_on: 0, hash }
             }
@@ -373,6 +412,16 @@ impl Shard {
             self.live_bytes -= u64::from(entry.size);
             self.extents.on_gone(&entry);
             self.expiries.remove(&(entry.expires_at_ms, key.clone()));
+            self.forget_long(key, &entry);
+        }
+    }
+
+    /// An entry has gone from the index, and its value with it.
+    fn forget_long(&mut self, key: &Key, entry: &Entry) {
+        if entry.is_long
+            && let Some(value) = self.long.remove(key)
+        {
+            self.long_heap_size -= value.heap_size();
         }
     }
 
@@ -420,7 +469,14 @@ impl Shard {
                 if *expires_at_ms != 0 {
                     self.expiries.insert((*expires_at_ms, key.clone()));
                 }
-                (Some(value.clone()), *expires_at_ms)
+                (Some(Stored::Plain(value.clone())), *expires_at_ms)
+            }
+            KeyEffect::Long { value, expires_at_ms } => {
+                self.live += 1;
+                if *expires_at_ms != 0 {
+                    self.expiries.insert((*expires_at_ms, key.clone()));
+                }
+                (Some(Stored::Long(value.clone())), *expires_at_ms)
             }
             KeyEffect::Delete => (None, 0),
         };
@@ -441,10 +497,11 @@ impl Shard {
                     extent: pending.at.extent,
                     offset: pending.at.offset,
                     size: pending.at.size,
-                    value_size: value.len() as u32,
+                    value_size: value.size() as u32,
                     sequence: pending.at.sequence,
                     expires_at_ms: pending.expires_at_ms,
                     is_part: pending.is_part,
+                    is_long: matches!(value, Stored::Long(_)),
                 };
                 self.live_bytes += u64::from(entry.size);
                 self.extents.on_entry(&entry);
@@ -455,11 +512,21 @@ impl Shard {
         if let Some(before) = before {
             self.live_bytes -= u64::from(before.size);
             self.extents.on_gone(&before);
+            self.forget_long(key, &before);
+        }
+        if let Some(Stored::Long(value)) = &pending.value
+            && !pending.reaped
+        {
+            self.long_heap_size += value.heap_size();
+            self.long.insert(key.clone(), value.clone());
         }
     }
 
     /// A record that garbage collection moved is written at its new place.
     fn on_collected(&mut self, moved: &Moved, cache: &mut RecordCache) {
+        if let Some(id) = moved.chunk {
+            return self.on_chunk_collected(id, moved);
+        }
         let hash = self.hash(&moved.key);
         let Some(before) = self.index.get(hash, &moved.key).copied() else { return };
         // Whoever wrote the key since is newer than the copy.
@@ -474,6 +541,7 @@ impl Shard {
             sequence: moved.at.sequence,
             expires_at_ms: moved.expires_at_ms,
             is_part: false,
+            is_long: before.is_long,
         };
         self.index.insert(hash, &moved.key, entry);
         cache.on_moved(hash, self.id, before.sequence, entry.sequence);
@@ -509,6 +577,7 @@ impl Shard {
         for pending in self.pending.values_mut() {
             pending.at = moves.iter().find_map(|one| one.target(&pending.at)).unwrap_or(pending.at);
         }
+        self.on_chunks_relocated(moves);
     }
 
     /// A frame is on the device: its records can be read from there.
@@ -516,10 +585,12 @@ impl Shard {
         &mut self,
         frame: u64,
         entries: &[NewEntry],
+        chunks: &[u64],
         moved: &[Moved],
         cache: &mut RecordCache,
     ) {
         self.written_frame = self.written_frame.max(frame);
+        self.on_chunks_written(chunks);
         for one in moved {
             self.on_collected(one, cache);
         }
@@ -532,7 +603,7 @@ impl Shard {
                 let Some((key, pending)) = self.pending.remove_if(*hash, key, is_newest) else { continue };
                 self.settle(&key, &pending);
                 match &pending.value {
-                    Some(value) if !pending.reaped => {
+                    Some(Stored::Plain(value)) if !pending.reaped => {
                         cache.insert_written(pending.hash, self.id, *sequence, value);
                     }
                     _ => cache.remove(pending.hash),
@@ -554,8 +625,11 @@ impl Shard {
         self.extents.on_clear();
         self.pending.clear();
         self.expiries.clear();
+        self.long.clear();
+        self.long_heap_size = 0;
         self.live = 0;
         self.live_bytes = 0;
+        self.recount_chunks();
         self.doubt = Doubt::default();
         self.clear_frame = frame;
     }
@@ -572,6 +646,7 @@ impl Shard {
             if let Some(entry) = self.index.remove(pending.hash, &key) {
                 self.live_bytes -= u64::from(entry.size);
                 self.extents.on_gone(&entry);
+                self.forget_long(&key, &entry);
             }
             self.unknown.insert(key, ());
         }
@@ -587,38 +662,6 @@ impl Shard {
     pub(super) fn depends_on_all(&self) -> u64 {
         let pending = if self.pending.is_empty() { 0 } else { self.log.last_frame() };
         pending.max(self.clear_frame)
-    }
-
-    fn touch(&mut self, key: &Key) {
-        if !self.watches.is_empty()
-            && let Some(watch) = self.watches.get_mut(key)
-        {
-            self.version += 1;
-            watch.version = self.version;
-        }
-    }
-
-    /// Starts a watch and returns the key's version.
-    pub(super) fn watch(&mut self, key: Key) -> u64 {
-        let version = self.version;
-        let watch = self.watches.entry(key).or_insert(Watch { count: 0, version });
-        watch.count += 1;
-        watch.version
-    }
-
-    /// Ends one watch.
-    pub(super) fn unwatch(&mut self, key: &Key) {
-        if let Some(watch) = self.watches.get_mut(key) {
-            watch.count -= 1;
-            if watch.count == 0 {
-                self.watches.remove(key);
-            }
-        }
-    }
-
-    /// Whether a watched key is as it was.
-    pub(super) fn is_unchanged(&self, key: &Key, version: u64) -> bool {
-        self.watches.get(key).is_some_and(|watch| watch.version == version)
     }
 
     /// Visits what is on the device from a cursor on, and gives the next cursor, 0 at the end.

@@ -15,7 +15,7 @@
 //! ```
 //!
 //! Items, each a tag byte and its fields: a shard's position begins its section, then come the extents, retired frames, commit
-//! records, undecided parts and index entries of that shard, in any order; one end item closes the checkpoint.
+//! records, undecided parts, index entries and chunks of that shard, in any order; one end item closes the checkpoint.
 //!
 //! A checkpoint counts only when every chunk up to the end item is intact. It is disposable: the log gives the same.
 
@@ -216,6 +216,25 @@ pub struct IndexedRecord<'a> {
     pub expires_at_ms: u64,
     /// It is a part of a batch.
     pub is_part: bool,
+    /// Of a long value: its manifest, and `value_size` is the length of the value.
+    pub manifest: Option<&'a [u8]>,
+}
+
+/// Where a chunk of a long value is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoredChunk {
+    /// Its id.
+    pub id: u64,
+    /// The extent.
+    pub extent: u32,
+    /// Bytes from the extent's start.
+    pub offset: u32,
+    /// Bytes of the record.
+    pub size: u32,
+    /// Bytes of the value that are in it.
+    pub value_size: u32,
+    /// Its sequence.
+    pub sequence: u64,
 }
 
 /// A batch: the start of the node that numbered it, and its number.
@@ -238,24 +257,33 @@ pub enum Item<'a> {
     Entry(IndexedRecord<'a>),
     /// The end, with the number of keys in all.
     End(u64),
+    /// A chunk of a long value.
+    Chunk(StoredChunk),
 }
 
 fn encode_record(record: &IndexedRecord<'_>, out: &mut Vec<u8>) {
     out.extend_from_slice(&(record.key.len() as u16).to_le_bytes());
-    out.push(u8::from(record.is_part));
+    out.push(u8::from(record.is_part) | u8::from(record.manifest.is_some()) << 1);
     for number in [record.extent, record.offset, record.size, record.value_size] {
         out.extend_from_slice(&number.to_le_bytes());
     }
     out.extend_from_slice(&record.sequence.to_le_bytes());
     out.extend_from_slice(&record.expires_at_ms.to_le_bytes());
     out.extend_from_slice(record.key);
+    if let Some(manifest) = record.manifest {
+        out.extend_from_slice(&(manifest.len() as u32).to_le_bytes());
+        out.extend_from_slice(manifest);
+    }
 }
 
 fn decode_record<'a>(reader: &mut Reader<'a>) -> Result<IndexedRecord<'a>, FormatError> {
     let key_size = usize::from(reader.u16()?);
-    let is_part = decode_flag(reader)?;
-    Ok(IndexedRecord {
-        is_part,
+    let flags = reader.u8()?;
+    if flags > 3 {
+        return Err(FormatError::Field { what: ITEM, field: "flags", got: u64::from(flags) });
+    }
+    let mut record = IndexedRecord {
+        is_part: flags & 1 != 0,
         extent: reader.u32()?,
         offset: reader.u32()?,
         size: reader.u32()?,
@@ -263,7 +291,13 @@ fn decode_record<'a>(reader: &mut Reader<'a>) -> Result<IndexedRecord<'a>, Forma
         sequence: reader.u64()?,
         expires_at_ms: reader.u64()?,
         key: reader.take(key_size)?,
-    })
+        manifest: None,
+    };
+    if flags & 2 != 0 {
+        let size = reader.u32()? as usize;
+        record.manifest = Some(reader.take(size)?);
+    }
+    Ok(record)
 }
 
 fn decode_flag(reader: &mut Reader<'_>) -> Result<bool, FormatError> {
@@ -313,6 +347,12 @@ impl Item<'_> {
                 encode_record(record, out);
             }
             Item::End(count) => numbers(7, &[*count]),
+            Item::Chunk(chunk) => {
+                numbers(8, &[chunk.id, chunk.sequence]);
+                for number in [chunk.extent, chunk.offset, chunk.size, chunk.value_size] {
+                    out.extend_from_slice(&number.to_le_bytes());
+                }
+            }
         }
     }
 }
@@ -355,6 +395,14 @@ pub fn decode_items<'a>(
             }
             6 => Item::Entry(decode_record(reader)?),
             7 => Item::End(reader.u64()?),
+            8 => Item::Chunk(StoredChunk {
+                id: reader.u64()?,
+                sequence: reader.u64()?,
+                extent: reader.u32()?,
+                offset: reader.u32()?,
+                size: reader.u32()?,
+                value_size: reader.u32()?,
+            }),
             tag => return Err(FormatError::Field { what: ITEM, field: "tag", got: u64::from(tag) }),
         };
         take(item)?;
@@ -379,6 +427,7 @@ mod tests {
             sequence: 1 << 40,
             expires_at_ms: 12,
             is_part: true,
+            manifest: None,
         }
     }
 
@@ -410,7 +459,17 @@ mod tests {
             Item::Part((3, 5), ShardId(1), true, record(b"part")),
             Item::Entry(record(b"")),
             Item::Entry(record(b"key")),
-            Item::End(2),
+            Item::Entry(IndexedRecord { manifest: Some(b"manifest"), is_part: false, ..record(b"long") }),
+            Item::Entry(IndexedRecord { manifest: Some(b""), ..record(b"hole") }),
+            Item::Chunk(StoredChunk {
+                id: 1 << 33,
+                extent: 3,
+                offset: 8192,
+                size: 99,
+                value_size: 60,
+                sequence: 1 << 34,
+            }),
+            Item::End(4),
         ]
     }
 

@@ -11,7 +11,8 @@
 //! ```
 //!
 //! An extent is a header block and then frames; a frame is what one log write carries: a header and records, padded to
-//! the block. Frames of a shard are numbered without gaps across its extents, so a missing one is always noticed.
+//! the block. Frames of a shard are numbered without gaps across its extents, so a missing one is always noticed. A value that
+//! is longer than a chunk is kept in chunk records, and the put of its key has a [`manifest`] that names them.
 //!
 //! Invariants:
 //! - Decoding never panics, on any input.
@@ -25,6 +26,7 @@ pub mod frame;
 pub mod frame_ranges;
 pub mod gpt;
 pub mod layout;
+pub mod manifest;
 pub mod record;
 pub mod slot;
 pub mod superblock;

@@ -1,19 +1,20 @@
-//! A record: one change to one key, or the mark that ends a batch.
+//! A record: one change to one key, a chunk of a long value, or the mark that ends a batch.
 //!
 //! ```text
 //!    0  4  checksum of everything up to and including the key
 //!    4  4  checksum of the value
 //!    8  8  sequence
-//!   16  1  type: 1 put, 2 delete, 3 batch commit, 4 clear, 5 retired
-//!   17  1  flags: 1 has an expiry, 2 belongs to a batch
+//!   16  1  type: 1 put, 2 delete, 3 batch commit, 4 clear, 5 retired, 6 chunk
+//!   17  1  flags: 1 has an expiry, 2 belongs to a batch, 4 of a long value
 //!   18  1  database
 //!   19  1  value kind (0 string)
 //!   20  .  key length, varint
 //!    .  .  value length, varint
 //!    .  8  expiry, milliseconds since the Unix epoch          (flag 1)
 //!    . 18  batch: boot 8, number 8, coordinator shard 2       (flag 2)
+//!    .  8  put: length of the long value; chunk: its id             (flag 4)
 //!    .  .  key
-//!    .  .  value
+//!    .  .  value; of a long value its manifest: see [`super::manifest`]
 //! ```
 //!
 //! Two checksums rather than one, so that a damaged value is still reported by its key. Both cover the record's place.
@@ -28,9 +29,7 @@ const FIXED_SIZE: usize = 20;
 const BATCH_SIZE: usize = 18;
 const FLAG_EXPIRY: u8 = 1;
 const FLAG_BATCH: u8 = 2;
-
-/// The most bytes that a record has beside its key and value.
-pub const RECORD_OVERHEAD_MAX: usize = FIXED_SIZE + 5 + 5 + 8 + BATCH_SIZE;
+const FLAG_LONG: u8 = 4;
 
 /// What a record says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +46,8 @@ pub enum RecordType {
     /// Frames that the shard's log does not need any more: the value is [`super::frame_ranges::FrameRanges`]. The newest one
     /// counts.
     Retired,
+    /// A part of a long value. It counts as long as the newest record of its key names it.
+    Chunk,
 }
 
 /// Which batch a record belongs to, and which shard decides it.
@@ -73,6 +74,8 @@ pub struct Record<'a> {
     pub expires_at_ms: u64,
     /// The batch that it is a part of.
     pub batch: Option<BatchMark>,
+    /// Of a put whose value is long: its length, and `value` is the manifest. Of a chunk: its id. Otherwise 0.
+    pub long: u64,
     /// The key; empty in commit and clear records.
     pub key: &'a [u8],
     /// The value; empty in deletes and clears.
@@ -98,8 +101,19 @@ impl Record<'_> {
             + varint_size(self.value.len() as u32)
             + if self.expires_at_ms != 0 { 8 } else { 0 }
             + if self.batch.is_some() { BATCH_SIZE } else { 0 }
+            + if self.long != 0 { 8 } else { 0 }
             + self.key.len()
             + self.value.len()
+    }
+
+    /// Whether it stores a value by naming its chunks.
+    pub fn is_manifest(&self) -> bool {
+        self.kind == RecordType::Put && self.long != 0
+    }
+
+    /// Bytes of the value that a put stores, wherever they are.
+    pub fn value_size(&self) -> u32 {
+        if self.is_manifest() { self.long as u32 } else { self.value.len() as u32 }
     }
 
     /// Appends the record, which will stand `offset` bytes into its extent.
@@ -110,13 +124,15 @@ impl Record<'_> {
         out.extend_from_slice(&value_sum.to_le_bytes());
         out.extend_from_slice(&self.sequence.to_le_bytes());
         let flags = if self.expires_at_ms != 0 { FLAG_EXPIRY } else { 0 }
-            | if self.batch.is_some() { FLAG_BATCH } else { 0 };
+            | if self.batch.is_some() { FLAG_BATCH } else { 0 }
+            | if self.long != 0 { FLAG_LONG } else { 0 };
         let kind = match self.kind {
             RecordType::Put => 1,
             RecordType::Delete => 2,
             RecordType::Commit => 3,
             RecordType::Clear => 4,
             RecordType::Retired => 5,
+            RecordType::Chunk => 6,
         };
         out.extend_from_slice(&[kind, flags, self.database, 0]);
         put_varint(out, self.key.len() as u32);
@@ -128,6 +144,9 @@ impl Record<'_> {
             out.extend_from_slice(&batch.boot.to_le_bytes());
             out.extend_from_slice(&batch.number.to_le_bytes());
             out.extend_from_slice(&batch.coordinator.0.to_le_bytes());
+        }
+        if self.long != 0 {
+            out.extend_from_slice(&self.long.to_le_bytes());
         }
         out.extend_from_slice(self.key);
         let sum = place.checksum(offset, &[&out[start + 4..]]);
@@ -151,7 +170,7 @@ impl Record<'_> {
         let key_size = reader.varint()? as usize;
         let value_size = reader.varint()? as usize;
         // Bounds come before the checksum, which needs the key's end, and are believed only after it.
-        if flags & !(FLAG_EXPIRY | FLAG_BATCH) != 0 {
+        if flags & !(FLAG_EXPIRY | FLAG_BATCH | FLAG_LONG) != 0 {
             return Err(field("flags", u64::from(flags)));
         }
         if key_size > KEY_SIZE_MAX {
@@ -167,6 +186,7 @@ impl Record<'_> {
         } else {
             None
         };
+        let long = if flags & FLAG_LONG != 0 { reader.u64()? } else { 0 };
         let key = reader.take(key_size)?;
         let expected = place.checksum(offset, &[&bytes[4..reader.position()]]);
         if stored != expected {
@@ -178,32 +198,41 @@ impl Record<'_> {
         if flags & FLAG_EXPIRY != 0 && expires_at_ms == 0 {
             return Err(field("expiry", 0));
         }
+        if flags & FLAG_LONG != 0 && long == 0 {
+            return Err(field("length of a long value", 0));
+        }
         let kind = match kind {
             1 => RecordType::Put,
             2 => RecordType::Delete,
             3 => RecordType::Commit,
             4 => RecordType::Clear,
             5 => RecordType::Retired,
+            6 => RecordType::Chunk,
             other => return Err(field("type", u64::from(other))),
         };
         let shape_is_right = match kind {
-            RecordType::Put => true,
-            RecordType::Delete => value_size == 0 && expires_at_ms == 0,
-            RecordType::Commit => key_size == 0 && value_size == 2 && batch.is_some() && expires_at_ms == 0,
-            RecordType::Clear => key_size == 0 && value_size == 0 && expires_at_ms == 0,
+            // Places in a value are 32 bits wide.
+            RecordType::Put => long <= u64::from(u32::MAX),
+            RecordType::Delete => value_size == 0 && expires_at_ms == 0 && long == 0,
+            RecordType::Commit => {
+                key_size == 0 && value_size == 2 && batch.is_some() && expires_at_ms == 0 && long == 0
+            }
+            RecordType::Clear => key_size == 0 && value_size == 0 && expires_at_ms == 0 && long == 0,
             RecordType::Retired => {
                 key_size == 0
                     && value_size.is_multiple_of(FRAME_RANGE_SIZE)
                     && expires_at_ms == 0
                     && batch.is_none()
+                    && long == 0
             }
+            RecordType::Chunk => long != 0 && value_size > 0 && expires_at_ms == 0 && batch.is_none(),
         };
         if !shape_is_right {
             return Err(field("value length", value_size as u64));
         }
         let value = reader.take(value_size)?;
         let value_intact = place.checksum(offset, &[value]) == value_sum;
-        let record = Record { kind, sequence, database, expires_at_ms, batch, key, value };
+        let record = Record { kind, sequence, database, expires_at_ms, batch, long, key, value };
         Ok(Decoded { record, size: reader.position(), value_intact })
     }
 }
@@ -223,6 +252,7 @@ mod tests {
             database: 0,
             expires_at_ms: 0,
             batch: None,
+            long: 0,
             key: b"user:1000",
             value: b"a value that is a little longer than the key",
         };
@@ -236,6 +266,8 @@ mod tests {
             Record { kind: RecordType::Commit, key: b"", value: &[2, 0], batch, ..put },
             Record { kind: RecordType::Clear, key: b"", value: b"", ..put },
             Record { kind: RecordType::Retired, key: b"", value: &[1; 32], ..put },
+            Record { kind: RecordType::Chunk, long: 1 << 40, ..put },
+            Record { long: 512 << 20, expires_at_ms: 1_700_000_000_000, batch, ..put },
         ]
     }
 
@@ -284,6 +316,24 @@ mod tests {
             for cut in 0..bytes.len() {
                 assert!(Record::decode(&bytes[..cut], place(), 64).is_err());
             }
+        }
+    }
+
+    #[test]
+    fn chunks_and_long_values_that_no_version_writes_are_refused() {
+        let chunk = samples().into_iter().find(|record| record.kind == RecordType::Chunk).unwrap();
+        let batch = samples().into_iter().find_map(|record| record.batch);
+        for lie in [
+            Record { long: 0, ..chunk },
+            Record { value: b"", ..chunk },
+            Record { expires_at_ms: 1, ..chunk },
+            Record { batch, ..chunk },
+            Record { kind: RecordType::Put, long: 1 << 32, ..chunk },
+            Record { kind: RecordType::Delete, value: b"", ..chunk },
+        ] {
+            let mut bytes = Vec::new();
+            lie.encode(&mut bytes, place(), 0);
+            assert!(matches!(Record::decode(&bytes, place(), 0), Err(FormatError::Field { .. })), "{lie:?}");
         }
     }
 

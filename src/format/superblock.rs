@@ -32,8 +32,14 @@ pub const SUPERBLOCK_MAGIC: u64 = u64::from_le_bytes(*b"BASALTsb");
 /// The format that this version writes and reads.
 pub const FORMAT_VERSION: u32 = 1;
 
-/// Features of this format version that a reader must know; there are none yet.
-pub const FEATURES_KNOWN: u64 = 0;
+/// Feature: the log may have chunks of long values.
+pub const FEATURE_LONG_VALUES: u64 = 1;
+
+/// Features of this format version that a reader must know.
+///
+/// `format` and every start of a node set them all: a start writes every copy anyway, and before anything that needs a feature
+/// is on the device. A device without them opens as it is, and a version that lacks one refuses the device by that.
+pub const FEATURES_KNOWN: u64 = FEATURE_LONG_VALUES;
 
 const WHAT: &str = "superblock";
 const LABEL_SIZE: usize = 32;
@@ -51,6 +57,8 @@ pub struct Superblock {
     pub block_size: u32,
     /// Shards that the keys are spread over.
     pub shard_count: u16,
+    /// What a reader must know of.
+    pub features: u64,
     /// One more at every update.
     pub generation: u64,
     /// Checksum of copy 0 of the previous generation.
@@ -79,7 +87,7 @@ impl Superblock {
         out.extend_from_slice(&self.layout.device_size.to_le_bytes());
         out.extend_from_slice(&self.uuid);
         out.extend_from_slice(&[0; 8]);
-        out.extend_from_slice(&FEATURES_KNOWN.to_le_bytes());
+        out.extend_from_slice(&self.features.to_le_bytes());
         out.extend_from_slice(&0u64.to_le_bytes());
         out.extend_from_slice(&self.generation.to_le_bytes());
         out.extend_from_slice(&self.parent.to_le_bytes());
@@ -146,7 +154,8 @@ impl Superblock {
         }
         let uuid = reader.array()?;
         reader.zeros(8, "reserved bytes")?;
-        let unknown = reader.u64()? & !FEATURES_KNOWN;
+        let features = reader.u64()?;
+        let unknown = features & !FEATURES_KNOWN;
         if unknown != 0 {
             return Err(FormatError::UnknownFeature { bits: unknown });
         }
@@ -173,6 +182,7 @@ impl Superblock {
             layout,
             block_size,
             shard_count,
+            features,
             generation,
             parent,
             boot,
@@ -297,6 +307,7 @@ mod tests {
             layout: layout::choose(1 << 30, 16).unwrap(),
             block_size: 4096,
             shard_count: 16,
+            features: FEATURES_KNOWN,
             generation: 3,
             parent: 0x1234,
             boot: 2,
@@ -335,7 +346,9 @@ mod tests {
 
     #[test]
     fn fields_are_checked_even_under_a_right_checksum() {
-        for (at, value) in [(12, 2u8), (16, 4), (17, 1), (18, 0), (20, 1), (60, 1), (68, 1), (2000, 1)] {
+        for (at, value) in
+            [(12, 2u8), (16, 4), (17, 1), (18, 0), (20, 1), (60, 1), (68, 3), (75, 1), (2000, 1)]
+        {
             let mut bytes = sample().encode(0);
             bytes[at] = value;
             if at == 18 {

@@ -37,6 +37,9 @@ const OWED_SIZE_START: usize = 1 << 20;
 /// The same for the output that is written while memory is short: replies in waiting may share their bytes with the cache.
 const OUTPUT_SIZE_SHORT: usize = 16 << 10;
 
+/// A reply of this size is sent from where it is.
+const BODY_SIZE_MIN: usize = 64 << 10;
+
 /// An empty buffer that is larger than this is given back.
 const IDLE_BUFFER_SIZE_MAX: usize = 1 << 10;
 
@@ -76,6 +79,9 @@ pub struct Connection {
     parser: RequestParser,
     input: BytesMut,
     out: BytesMut,
+    /// What is left of a long reply; it goes out behind `out`, without being copied there, and nothing is added to `out` until
+    /// it has.
+    body: Bytes,
     slots: VecDeque<Slot>,
     /// The id of the first slot.
     first: u64,
@@ -106,6 +112,7 @@ impl Connection {
             parser: RequestParser::new(limits),
             input: BytesMut::new(),
             out: BytesMut::new(),
+            body: Bytes::new(),
             slots: VecDeque::new(),
             first: 0,
             held: None,
@@ -148,12 +155,12 @@ impl Connection {
 
     /// Whether everything is said and the socket is to be closed.
     pub fn is_finished(&self) -> bool {
-        self.phase == Phase::Closing && self.slots.is_empty() && self.out.is_empty()
+        self.phase == Phase::Closing && self.is_idle()
     }
 
     /// Whether nothing is under way: no reply owed, none waiting to be sent.
     pub fn is_idle(&self) -> bool {
-        self.slots.is_empty() && self.out.is_empty()
+        self.slots.is_empty() && self.output().is_empty()
     }
 
     /// Lets no further request start, as QUIT does.
@@ -172,6 +179,7 @@ impl Connection {
         std::mem::size_of::<Self>()
             + self.input.capacity()
             + self.out.capacity()
+            + self.body.len()
             + self.slots.capacity() * std::mem::size_of::<Slot>()
             + self.ready_size
             + self.in_flight_size
@@ -198,14 +206,22 @@ impl Connection {
 
     /// Bytes for the client.
     pub fn output(&self) -> &[u8] {
-        &self.out
+        if self.out.is_empty() { &self.body } else { &self.out }
     }
 
     /// So many bytes of `output` are sent.
     pub fn sent(&mut self, size: usize) {
-        self.out.advance(size);
         if self.out.is_empty() {
-            release(&mut self.out);
+            self.body.advance(size);
+            if self.body.is_empty() {
+                self.body = Bytes::new();
+                self.out.extend_from_slice(b"\r\n");
+            }
+        } else {
+            self.out.advance(size);
+            if self.out.is_empty() {
+                release(&mut self.out);
+            }
         }
         self.flush_ready();
     }
@@ -303,18 +319,25 @@ impl Connection {
         self.slots.len() < REPLY_SLOTS_MAX
             && self.slots.len().saturating_mul(self.reply_size_seen) <= OWED_SIZE_MAX
             && self.in_flight_size < IN_FLIGHT_SIZE_MAX
-            && self.out.len() + self.ready_size < REPLY_BUFFER_SIZE_MAX
+            && self.out.len() + self.body.len() + self.ready_size < REPLY_BUFFER_SIZE_MAX
     }
 
     /// Writes replies in order, as far as they are there and the client takes them.
     fn flush_ready(&mut self) {
-        while self.out.len() < self.output_size_max
+        while self.body.is_empty()
+            && self.out.len() < self.output_size_max
             && self.slots.front().is_some_and(|slot| slot.reply.is_some())
         {
             if let Some(Slot { version, reply: Some(reply), .. }) = self.slots.pop_front() {
                 self.first += 1;
                 self.ready_size -= reply.size();
-                reply.encode(version, &mut self.out);
+                match reply {
+                    Response::Bulk(bytes) if bytes.len() >= BODY_SIZE_MIN => {
+                        self.out.extend_from_slice(format!("${}\r\n", bytes.len()).as_bytes());
+                        self.body = bytes;
+                    }
+                    reply => reply.encode(version, &mut self.out),
+                }
             }
         }
         if self.slots.is_empty() && self.slots.capacity() > 16 {

@@ -342,7 +342,9 @@ impl Server {
         self.statistics.accepted_count += 1;
         let limits = RequestLimits {
             argument_size_max: usize::try_from(value_size_max).unwrap_or(usize::MAX),
-            command_size_max: COMMAND_SIZE_MAX,
+            // A single long value passes, with the command around it.
+            command_size_max: COMMAND_SIZE_MAX
+                .max(usize::try_from(value_size_max).unwrap_or(usize::MAX) + (1 << 20)),
         };
         let connection = Connection::new(id, Some(peer), limits);
         let size = connection.size();

@@ -70,6 +70,12 @@ impl MemoryPlan {
         self.size_max / 16 * 5
     }
 
+    /// Bytes of a value that may be brought or read in one piece: half of the traffic, since what is read is beside what was
+    /// there before.
+    pub fn long_value_size_max(&self) -> u64 {
+        self.traffic_size_max() / 2
+    }
+
     /// Bytes that the cache of the whole node may have beside an index of this size.
     pub fn cache_size_max(&self, index: u64) -> u64 {
         (self.size_max / 8 * 5).saturating_sub(index)
@@ -98,6 +104,8 @@ impl MemoryPlan {
             index_may_grow: index < self.index_size_max(),
             reads_size_max: if pressure == Pressure::None { reads } else { 0 },
             batch_values_size_max: traffic_share / 2,
+            long_value_size_max: self.long_value_size_max(),
+            long_reads_size_max: if pressure == Pressure::None { self.long_value_size_max() } else { 0 },
         }
     }
 }

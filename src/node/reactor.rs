@@ -686,7 +686,8 @@ impl<D: Device> Backend for Core<D> {
     }
 
     fn value_size_max(&self) -> u64 {
-        self.engine.value_size_max()
+        // A longer one may come to be piece by piece.
+        self.engine.value_size_max().min(self.shared.memory.long_value_size_max())
     }
 
     fn last_save_unix_s(&self) -> u64 {

@@ -244,6 +244,13 @@ impl SimNode {
         }
     }
 
+    /// Changes how long a chunk of a long value may be.
+    pub fn set_chunk_size(&mut self, size: u64) {
+        for engine in &mut self.engines {
+            engine.set_chunk_size(size);
+        }
+    }
+
     /// Says whether the disk is told which extents are free.
     pub fn set_trim(&mut self, trims: bool) {
         for engine in &mut self.engines {

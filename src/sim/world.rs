@@ -4,6 +4,7 @@
 //! of its keys, and at a crash at most its one pending request is open, which must then have happened as a whole or not at
 //! all. What any client was told before a crash, observers of others' keys included, must hold after it.
 
+mod choose;
 mod settle;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,13 +15,14 @@ use super::node::{BootFailure, Outcome, Request, SimNode, format};
 use super::probe::Probes;
 use crate::device::sim::random::Random;
 use crate::device::sim::{CrashChoice, Fault, FaultKind, FaultOp, Keep, SimConfig, SimDisk, Tear};
-use crate::engine::action::{Action, Command, Expiry, Fold, Presence, SetReply};
+use crate::engine::action::{Action, Expiry, Presence, SetReply, TtlReply};
 use crate::engine::batch::BatchReply;
 use crate::engine::check::check;
 use crate::engine::durability::Durability;
 use crate::engine::memory::MemoryBudget;
 use crate::engine::op::{Clock, Key, OpError, Reply};
-use crate::format::slot::{ShardId, shard_of};
+use crate::format::slot::ShardId;
+use crate::limits::CHUNK_SIZE_MAX;
 
 /// What a run is like.
 #[derive(Debug, Clone)]
@@ -45,6 +47,8 @@ pub struct WorldConfig {
     pub trim: bool,
     /// Bytes written between two checkpoints.
     pub checkpoint_interval: u64,
+    /// Bytes of the longest chunk: small ones make long values of most.
+    pub chunk_size: u64,
 }
 
 impl WorldConfig {
@@ -63,6 +67,7 @@ impl WorldConfig {
             cache_size: [0, 0, 64 << 10, 2 << 20][random.index(4)],
             trim: random.chance(1, 2),
             checkpoint_interval: [0, 64 << 10, 1 << 20][random.index(3)],
+            chunk_size: [CHUNK_SIZE_MAX as u64, 60_000, 5_000, 700][random.index(4)],
         }
     }
 
@@ -148,6 +153,9 @@ struct World {
 
 const CLIENTS: usize = 5;
 const KEYS_PER_CLIENT: usize = 12;
+/// Values grow up to here, so that the disks hold them.
+const GROWN_SIZE_MAX: u64 = 1 << 20;
+
 const COUNTER: &[u8] = b"shared:counter";
 
 /// Runs a world to its end. Panics where a promise is broken; the message names the seed.
@@ -218,6 +226,7 @@ impl World {
             self.memory_is_short = self.random.chance(1, 12);
             node.set_trim(self.config.trim);
             node.set_checkpoint_interval(self.config.checkpoint_interval);
+            node.set_chunk_size(self.config.chunk_size);
             node.set_memory(MemoryBudget {
                 cache_size_max: self.config.cache_size,
                 index_may_grow: !self.memory_is_short,
@@ -354,12 +363,16 @@ impl World {
                 let mut value = before.map_or(Vec::new(), |(value, _)| value);
                 value.extend_from_slice(&more);
                 let reply = Reply::Int(value.len() as i64);
-                if value.len() as u64 > node.value_size_max() {
-                    return single(Action::Exists, Reply::Int(1), None);
+                if value.len() as u64 > node.value_size_max().min(GROWN_SIZE_MAX) {
+                    let there = i64::from(self.state(client, &key).is_some());
+                    return single(Action::Exists, Reply::Int(there), None);
                 }
+                let is_long = (value.len() - more.len()) as u64 > self.config.chunk_size;
+                self.probes.hit_if(is_long, "append to a long value");
                 single(Action::Append(more.into()), reply, Some(Some((value, expires))))
             }
-            60..=62 => {
+            60 | 61 => self.choose_range(client, key, before, node),
+            62 => {
                 let value = self.value();
                 let action = Action::Set {
                     value: value.clone().into(),
@@ -401,40 +414,6 @@ impl World {
             }
             95 => Open { request: Request::Sync, expect: Expect::Done, changes: Changes::new(), seen: false },
             _ => single(Action::Strlen, Reply::Int(before.map_or(0, |(value, _)| value.len() as i64)), None),
-        }
-    }
-
-    fn choose_batch(&mut self, client: usize, node: &SimNode) -> Open {
-        let mut changes = Changes::new();
-        let mut commands = Vec::new();
-        let mut replies = Vec::new();
-        let mut shards = BTreeSet::new();
-        for _ in 0..1 + self.random.index(5) {
-            let key = key_of(client, self.random.index(KEYS_PER_CLIENT));
-            shards.insert(shard_of(&key, node.shard_count()));
-            let now = changes.get(&key).cloned().unwrap_or_else(|| self.state(client, &key));
-            let (action, reply) = match self.random.below(4) {
-                0 => {
-                    changes.insert(key.clone(), None);
-                    (Action::Delete, Reply::Int(i64::from(now.is_some())))
-                }
-                1 => (Action::Get, now.map_or(Reply::Nil, |(value, _)| Reply::Bulk(value.into()))),
-                _ => {
-                    let value = self.value();
-                    changes.insert(key.clone(), Some((value.clone(), 0)));
-                    (set(&value, 0), Reply::Ok)
-                }
-            };
-            commands.push(Command { actions: vec![(key, action)], fold: Fold::One });
-            replies.push(reply);
-        }
-        self.probes.hit_if(shards.len() > 1 && changes.len() > 1, "batch across shards");
-        self.probes.hit_if(shards.len() == 1, "batch on one shard");
-        Open {
-            request: Request::Batch(commands, Vec::new()),
-            expect: Expect::Replies(replies),
-            changes,
-            seen: false,
         }
     }
 
@@ -481,7 +460,9 @@ impl World {
             // The shared counter is made once and is not in anyone's model; nor is what expires as it is written.
             let expires =
                 matches!(open.request, Request::Single(_, Action::Set { expiry: Expiry::At(_), .. }));
+            let is_long = |value: &[u8]| value.len() as u64 > self.config.chunk_size;
             let grows = expires
+                || open.changes.values().flatten().any(|(value, _)| is_long(value))
                 || matches!(open.expect, Expect::Counter)
                 || open.changes.iter().any(|(key, after)| {
                     let before = self.state(at, key);
@@ -660,6 +641,17 @@ impl World {
             Some(Outcome::Reply(Reply::Nil)) => None,
             Some(Outcome::Reply(Reply::Bulk(value))) => Some(value.to_vec()),
             other => self.broken(&format!("GET {key:?} after recovery: {other:?}")),
+        }
+    }
+
+    /// A key's value and when it expires.
+    fn read_state(&self, node: &mut SimNode, key: &Key) -> State {
+        let value = self.read(node, key)?;
+        let action = Action::Ttl(TtlReply::UnixMilliseconds);
+        match node.run(&self.disk, Request::Single(key.clone(), action)) {
+            Some(Outcome::Reply(Reply::Int(-1))) => Some((value, 0)),
+            Some(Outcome::Reply(Reply::Int(at))) if at > 0 => Some((value, at as u64)),
+            other => self.broken(&format!("PEXPIRETIME {key:?} after recovery: {other:?}")),
         }
     }
 

@@ -85,7 +85,7 @@ impl Options {
             command.args(["--durability", mode]);
         }
         // Two, however many cores there are: what is between reactors is to be met everywhere.
-        if !self.extra.iter().any(|arg| arg == "--cores" || arg == "--reactors") {
+        if !self.extra.iter().any(|arg| arg.starts_with("--cores") || arg.starts_with("--reactors")) {
             command.args(["--reactors", "2"]);
         }
         command.args(&self.extra);

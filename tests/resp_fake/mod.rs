@@ -37,12 +37,15 @@ impl Fake {
     fn change(&mut self, key: Key, effect: KeyEffect) {
         *self.versions.entry(key.clone()).or_default() += 1;
         match effect {
+            KeyEffect::Long { .. } => unreachable!("the fake makes no chunks"),
             KeyEffect::Delete => {
                 self.keys.remove(&key);
             }
             KeyEffect::Put { value, expires_at_ms } => {
-                self.keys
-                    .insert(key, Current { expires_at_ms, size: value.len() as u64, value: Some(value) });
+                self.keys.insert(
+                    key,
+                    Current { expires_at_ms, size: value.len() as u64, value: Some(value), long: None },
+                );
             }
         }
     }

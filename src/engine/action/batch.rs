@@ -132,8 +132,15 @@ impl Run<'_> {
             let next = match effect {
                 KeyEffect::Delete => None,
                 KeyEffect::Put { value, expires_at_ms } => {
-                    Some(Current { expires_at_ms, size: value.len() as u64, value: Some(value) })
+                    Some(Current { expires_at_ms, size: value.len() as u64, value: Some(value), long: None })
                 }
+                // The same value with another expiry.
+                KeyEffect::Long { value, expires_at_ms } => Some(Current {
+                    expires_at_ms,
+                    size: value.size(),
+                    value: current.and_then(|current| current.value.clone()),
+                    long: Some(value),
+                }),
             };
             let next = Ok(next);
             // The state may be shown as absent because it has expired; what is in memory counts.
@@ -160,6 +167,9 @@ impl Run<'_> {
 
     fn effects(&self) -> Vec<(Key, KeyEffect)> {
         let effect_of = |key: &Key| match self.state(key) {
+            Ok(Some(Current { expires_at_ms, long: Some(value), .. })) => {
+                Some((key.clone(), KeyEffect::Long { value, expires_at_ms }))
+            }
             Ok(Some(Current { expires_at_ms, value: Some(value), .. })) => {
                 Some((key.clone(), KeyEffect::Put { value, expires_at_ms }))
             }
@@ -213,7 +223,7 @@ mod tests {
     }
 
     fn present(value: &str) -> KeyState {
-        Ok(Some(Current { expires_at_ms: 0, size: value.len() as u64, value: Some(key(value)) }))
+        Ok(Some(Current { expires_at_ms: 0, size: value.len() as u64, value: Some(key(value)), long: None }))
     }
 
     fn run(states: &[(&str, KeyState)], commands: Vec<Command>) -> (Vec<Reply>, Vec<(Key, KeyEffect)>) {
@@ -311,7 +321,12 @@ mod tests {
         let mut states = BTreeMap::new();
         states.insert(
             key("long"),
-            Ok(Some(Current { expires_at_ms: 0, size: SIZE as u64, value: Some(vec![0; SIZE].into()) })),
+            Ok(Some(Current {
+                expires_at_ms: 0,
+                size: SIZE as u64,
+                value: Some(vec![0; SIZE].into()),
+                long: None,
+            })),
         );
         let (replies, _) =
             run_commands(vec![one("long", Action::Get); 6], &mut states.clone(), NOW, SIZE as u64);

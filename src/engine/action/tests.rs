@@ -10,7 +10,7 @@ fn bytes(text: &str) -> Bytes {
 }
 
 fn state(value: &str, expires_at_ms: u64) -> Option<Current> {
-    Some(Current { expires_at_ms, size: value.len() as u64, value: Some(bytes(value)) })
+    Some(Current { expires_at_ms, size: value.len() as u64, value: Some(bytes(value)), long: None })
 }
 
 fn check(action: Action, current: Option<Current>, effect: Option<KeyEffect>, reply: Reply) {

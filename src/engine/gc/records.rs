@@ -118,12 +118,17 @@ impl<D: Device> Engine<D> {
             Fate::Drop => return Ok(0),
             Fate::Wait => return Err(Moving::Avoid),
             Fate::MoveLive => Record { batch: None, ..*record },
-            Fate::MoveDelete => {
-                Record { kind: RecordType::Delete, value: &[], expires_at_ms: 0, batch: None, ..*record }
-            }
+            Fate::MoveDelete => Record {
+                kind: RecordType::Delete,
+                value: &[],
+                expires_at_ms: 0,
+                batch: None,
+                long: 0,
+                ..*record
+            },
             Fate::MoveCommit => Record { value: &[0, 0], ..*record },
         };
-        let is_live = matches!(moved.kind, RecordType::Put);
+        let is_live = matches!(moved.kind, RecordType::Put | RecordType::Chunk);
         match self.append(at, Draft { record: moved, purpose: Purpose::Collection, lazy: true }, clock) {
             Ok(appended) => {
                 if is_live {
@@ -131,11 +136,13 @@ impl<D: Device> Engine<D> {
                         key,
                         from_sequence: record.sequence,
                         at: appended,
-                        value_size: record.value.len() as u32,
+                        value_size: record.value_size(),
                         expires_at_ms: record.expires_at_ms,
+                        chunk: (record.kind == RecordType::Chunk).then_some(record.long),
                     };
                     self.shards[at].log.note_moved(moved);
                 }
+                probe::hit_if(moved.kind == RecordType::Chunk, Probe::ChunkMoved);
                 self.collector.stats.bytes_moved += u64::from(appended.size);
                 Ok(u64::from(appended.size))
             }
@@ -171,6 +178,11 @@ impl<D: Device> Engine<D> {
                     Fate::Drop
                 }
             }
+            // Whoever needs it keeps it among the shard's chunks.
+            RecordType::Chunk => match shard.chunks().stored(record.long) {
+                Some(one) if one.extent == active.extent && one.offset == offset => Fate::MoveLive,
+                _ => Fate::Drop,
+            },
             RecordType::Put | RecordType::Delete => {
                 if shard.is_pending(key) {
                     return Fate::Drop;

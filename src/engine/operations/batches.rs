@@ -28,6 +28,7 @@ impl<D: Device> Engine<D> {
         let mut values_size = 0;
         let mut depends_on = 0;
         let mut wanted = Vec::new();
+        let mut wanted_long = Vec::new();
         let mut current = Vec::with_capacity(keys.len());
         for (index, key) in keys.iter().enumerate() {
             let error = self.unknown_error(at, key).or_else(|| self.shards[at].doubt_about(key));
@@ -59,8 +60,19 @@ impl<D: Device> Engine<D> {
                 && let Some(entry) = lookup.entry
             {
                 match (self.cached(at, lookup.hash, &entry), &mut found) {
+                    _ if entry.is_long => {}
                     (Some(value), Some(found)) => found.value = Some(value),
                     _ => wanted.push((index, key.clone(), entry)),
+                }
+            }
+            if values_size_max.is_some() {
+                match found.as_ref().map(|found| (&found.value, &found.long)) {
+                    Some((None, Some(value))) => wanted_long.push((index, key.clone(), value.clone())),
+                    Some((None, None)) if lookup.entry.is_some_and(|entry| entry.is_long) => {
+                        current.push(Err(self.lost_manifest(at, key)));
+                        continue;
+                    }
+                    _ => {}
                 }
             }
             current.push(Ok(found));
@@ -68,14 +80,18 @@ impl<D: Device> Engine<D> {
         // After the look-ups: they reap, and a watched key that expired has changed.
         let dirty = watched.iter().any(|one| !self.shards[at].is_unchanged(&one.key, one.version));
         self.batch_values_size += values_size;
-        let reading = LockReading { keys, current, dirty, depends_on, reads_left: wanted.len(), values_size };
-        if wanted.is_empty() {
+        let reads_left = wanted.len() + wanted_long.len();
+        let reading = LockReading { keys, current, dirty, depends_on, reads_left, values_size };
+        if reads_left == 0 {
             self.finish_lock(at, token, reading);
             return;
         }
         let id = self.suspend(at, token, State::LockReading(Box::new(reading)));
         for (index, key, entry) in wanted {
             self.start_read(at, key, entry, ReadFor::Lock { operation: id, index });
+        }
+        for (index, key, value) in wanted_long {
+            self.start_long_read(at, key, &value, ReadFor::Lock { operation: id, index }, clock);
         }
     }
 
@@ -133,7 +149,16 @@ impl<D: Device> Engine<D> {
             hold.batch = Some((prepare.batch, prepare.coordinator, prepare.participant_count));
         }
         while let Some((key, effect)) = prepare.effects.get(prepare.next).cloned() {
-            match self.append(at, effect_draft(&key, &effect, Some(batch)), clock) {
+            let effect = match self.prepare_long(at, &mut prepare, &key, effect, clock) {
+                Ok(effect) => effect,
+                Err(AppendError::Stall) => return Some(State::Prepare(prepare)),
+                Err(AppendError::Failed(error)) => {
+                    self.answers.push((token, Answer::Failed(error)));
+                    return None;
+                }
+            };
+            let manifest = effect_manifest(&effect);
+            match self.append(at, effect_draft(&key, &effect, &manifest, Some(batch)), clock) {
                 Ok(appended) => {
                     prepare.frame = appended.frame;
                     prepare.next += 1;
@@ -272,6 +297,7 @@ pub(in crate::engine) fn commit_record(batch: BatchId, coordinator: ShardId, cou
         database: 0,
         expires_at_ms: 0,
         batch: Some(BatchMark { boot: batch.boot, number: batch.number, coordinator }),
+        long: 0,
         key: &[],
         value: count,
     }

@@ -66,6 +66,7 @@ impl<D: Device> Engine<D> {
                 database: 0,
                 expires_at_ms: 0,
                 batch: None,
+                long: 0,
                 key: &[],
                 value: &[],
             };

@@ -43,10 +43,15 @@ impl<D: Device> Engine<D> {
             }
         };
         let (mut keys, mut wanted) = (Vec::with_capacity(taken.len()), Vec::new());
+        let mut wanted_long = Vec::new();
         for (index, (key, before)) in taken.into_iter().enumerate() {
             let expires_at_ms = before.expires_at_ms();
             let value = match before {
                 Before::Value { value, .. } => value,
+                Before::Long { value, .. } => {
+                    wanted_long.push((index, key.clone(), value));
+                    Bytes::new()
+                }
                 Before::Stored(entry) => {
                     wanted.push((index, key.clone(), entry));
                     Bytes::new()
@@ -54,14 +59,17 @@ impl<D: Device> Engine<D> {
             };
             keys.push(PinnedKey { key, value: Ok(value), expires_at_ms });
         }
-        let reading = PinReading { keys, reads_left: wanted.len(), is_last };
-        if wanted.is_empty() {
+        let reading = PinReading { keys, reads_left: wanted.len() + wanted_long.len(), is_last };
+        if reading.reads_left == 0 {
             self.finish_pin_read(token, reading);
             return;
         }
         let id = self.suspend(at, token, State::PinReading(Box::new(reading)));
         for (index, key, entry) in wanted {
             self.start_read(at, key, entry, ReadFor::Pin { operation: id, index });
+        }
+        for (index, key, value) in wanted_long {
+            self.start_long_read(at, key, &value, ReadFor::Pin { operation: id, index }, clock);
         }
     }
 
@@ -98,12 +106,13 @@ impl<D: Device> Engine<D> {
                 shard.lose_pin("what was written since takes more memory than the node may have");
             }
             let keeps_space = is_full
-                && shard.pinned_extents().any(|extent| {
-                    shard
-                        .extents
-                        .get(extent)
-                        .is_some_and(|one| matches!(one.state, ExtentState::Retired { .. }))
-                });
+                && (shard.pins_long_garbage()
+                    || shard.pinned_extents().any(|extent| {
+                        shard
+                            .extents
+                            .get(extent)
+                            .is_some_and(|one| matches!(one.state, ExtentState::Retired { .. }))
+                    }));
             if keeps_space {
                 shard.lose_pin("what was written since takes more space than the device has");
             }

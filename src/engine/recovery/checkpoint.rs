@@ -20,6 +20,7 @@ use crate::format::checkpoint::{
     CheckpointHeader, ExtentSummary, IndexedRecord, Item, ShardPosition, decode_chunk, decode_items,
 };
 use crate::format::frame_ranges::FrameRanges;
+use crate::format::manifest::{self, ManifestPiece};
 use crate::format::record::RecordType;
 use crate::format::superblock::Superblock;
 use crate::probe::{self, Probe};
@@ -35,6 +36,8 @@ pub(super) struct Base {
     pub(super) commits: Vec<BatchId>,
     pub(super) parts: Vec<(BatchId, Part)>,
     pub(super) index: HashIndex,
+    pub(super) manifests: BTreeMap<Bytes, (u64, Vec<ManifestPiece>)>,
+    pub(super) chunks: BTreeMap<u64, Entry>,
 }
 
 impl Base {
@@ -46,6 +49,8 @@ impl Base {
             commits: Vec::new(),
             parts: Vec::new(),
             index: HashIndex::default(),
+            manifests: BTreeMap::new(),
+            chunks: BTreeMap::new(),
         }
     }
 
@@ -202,7 +207,12 @@ fn entry_of(record: &IndexedRecord<'_>) -> Entry {
         sequence: record.sequence,
         expires_at_ms: record.expires_at_ms,
         is_part: record.is_part,
+        is_long: record.manifest.is_some(),
     }
+}
+
+fn pieces_of(record: &IndexedRecord<'_>) -> Result<Option<Vec<ManifestPiece>>, FormatError> {
+    record.manifest.map(|bytes| manifest::decode(bytes, u64::from(record.value_size))).transpose()
 }
 
 fn take(
@@ -223,17 +233,34 @@ fn take(
     };
     match item {
         Item::Shard(_) | Item::End(_) => {}
+        Item::Chunk(chunk) => {
+            let entry = Entry {
+                extent: chunk.extent,
+                offset: chunk.offset,
+                size: chunk.size,
+                value_size: chunk.value_size,
+                sequence: chunk.sequence,
+                expires_at_ms: 0,
+                is_part: false,
+                is_long: false,
+            };
+            base.chunks.insert(chunk.id, entry);
+        }
         Item::Extent(summary) => base.extents.push(summary),
         Item::Retired(first, last) => base.retired.insert(first, last),
         Item::Commit((boot, number)) => base.commits.push(BatchId { boot, number }),
         Item::Part((boot, number), coordinator, is_delete, record) => {
             let kind = if is_delete { RecordType::Delete } else { RecordType::Put };
-            let part =
-                Part { kind, key: Bytes::copy_from_slice(record.key), entry: entry_of(&record), coordinator };
+            let key = Bytes::copy_from_slice(record.key);
+            let part = Part { kind, key, entry: entry_of(&record), pieces: pieces_of(&record)?, coordinator };
             base.parts.push((BatchId { boot, number }, part));
         }
         Item::Entry(record) => {
             *entries += 1;
+            if let Some(pieces) = pieces_of(&record)? {
+                let value = (u64::from(record.value_size), pieces);
+                base.manifests.insert(Bytes::copy_from_slice(record.key), value);
+            }
             base.index.insert(hash_key(&superblock.secret, record.key), record.key, entry_of(&record));
         }
     }

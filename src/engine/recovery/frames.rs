@@ -11,6 +11,7 @@ use crate::engine::op::{BatchId, ShardId};
 use crate::format::extent::ExtentHeader;
 use crate::format::frame::{FRAME_HEADER_SIZE, FrameHeader};
 use crate::format::frame_ranges::FrameRanges;
+use crate::format::manifest::{self, ManifestPiece};
 use crate::format::record::{Decoded, Record, RecordType};
 use crate::format::superblock::Superblock;
 use crate::format::{FormatError, Place};
@@ -25,6 +26,12 @@ pub(in crate::engine) struct Found {
     pub(in crate::engine) participant_count: u16,
     /// What a record of that kind says is retired.
     pub(in crate::engine) retired: Option<FrameRanges>,
+    /// The id of a chunk.
+    pub(in crate::engine) chunk: Option<u64>,
+    /// The pieces of a long value, where its manifest can be read.
+    pub(in crate::engine) pieces: Option<Vec<ManifestPiece>>,
+    /// Bytes that the record stores of it.
+    pub(in crate::engine) stored_size: u32,
     pub(in crate::engine) value_intact: bool,
 }
 
@@ -165,10 +172,11 @@ pub(super) fn found_at(
         extent,
         offset,
         size: size as u32,
-        value_size: record.value.len() as u32,
+        value_size: record.value_size(),
         sequence: record.sequence,
         expires_at_ms: record.expires_at_ms,
         is_part: record.batch.is_some(),
+        is_long: record.is_manifest(),
     };
     let retired = match record.kind {
         RecordType::Retired if value_intact => Some(FrameRanges::decode(record.value)?),
@@ -176,7 +184,25 @@ pub(super) fn found_at(
     };
     let batch = record.batch.map(|mark| (BatchId { boot: mark.boot, number: mark.number }, mark.coordinator));
     let key = Bytes::copy_from_slice(record.key);
-    Ok((Found { kind: record.kind, key, entry, batch, participant_count, retired, value_intact }, size))
+    let chunk = (record.kind == RecordType::Chunk).then_some(record.long);
+    let pieces = match record.is_manifest() && value_intact {
+        true => manifest::decode(record.value, record.long).ok(),
+        false => None,
+    };
+    let stored_size = record.value.len() as u32;
+    let found = Found {
+        kind: record.kind,
+        key,
+        entry,
+        batch,
+        participant_count,
+        retired,
+        chunk,
+        pieces,
+        stored_size,
+        value_intact,
+    };
+    Ok((found, size))
 }
 
 /// Bytes that start `at` bytes into their extent.

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use super::frames::Found;
 use crate::engine::index::Entry;
 use crate::engine::op::BatchId;
+use crate::format::manifest::ManifestPiece;
 use crate::format::record::RecordType;
 
 /// A record that a scan accepted.
@@ -18,6 +19,8 @@ pub(in crate::engine) struct SeenRecord {
     /// It counts only if this batch was committed.
     pub(in crate::engine) batch: Option<BatchId>,
     pub(in crate::engine) value_intact: bool,
+    /// The pieces of a long value.
+    pub(in crate::engine) pieces: Option<Vec<ManifestPiece>>,
     /// A FLUSHALL came after it.
     pub(in crate::engine) is_cleared: bool,
 }
@@ -48,6 +51,7 @@ impl History {
                 entry: found.entry,
                 batch: found.batch.map(|(batch, _)| batch),
                 value_intact: found.value_intact,
+                pieces: found.pieces.clone(),
                 is_cleared: false,
             });
         }

@@ -18,6 +18,7 @@ use crate::engine::shard::ShardState;
 use crate::format::Place;
 use crate::format::frame_ranges::FrameRanges;
 use crate::format::layout::{collection_extent_count, reserve_extent_count};
+use crate::format::manifest::ManifestPiece;
 use crate::format::record::RecordType;
 use crate::format::superblock::Superblock;
 use crate::probe::{self, Probe};
@@ -27,6 +28,7 @@ pub(super) struct Part {
     pub(super) kind: RecordType,
     pub(super) key: Bytes,
     pub(super) entry: Entry,
+    pub(super) pieces: Option<Vec<ManifestPiece>>,
     pub(super) coordinator: ShardId,
 }
 
@@ -34,6 +36,12 @@ pub(super) struct Part {
 pub struct ScannedShard {
     pub(super) id: ShardId,
     pub(super) index: HashIndex,
+    /// Lengths and pieces of long values, by keys; those in the index say which of them still count.
+    pub(super) manifests: BTreeMap<Bytes, (u64, Vec<ManifestPiece>)>,
+    /// Every chunk that was seen, the newest copy of each.
+    pub(in crate::engine) chunks: BTreeMap<u64, Entry>,
+    /// Those whose newest copy can't be read.
+    pub(in crate::engine) damaged_chunks: BTreeSet<u64>,
     pub(super) parts: BTreeMap<BatchId, Vec<Part>>,
     /// Deletes that came while a part was undecided, with their sequences.
     pub(super) deletes: BTreeMap<Bytes, u64>,
@@ -77,10 +85,33 @@ impl ScannedShard {
     pub(super) fn apply(&mut self, found: Found, secret: &[u8; 16]) {
         self.record_count += 1;
         self.history.on_record(&found);
-        let Found { kind, key, entry, batch, participant_count, retired, value_intact } = found;
+        let Found {
+            kind,
+            key,
+            entry,
+            batch,
+            participant_count,
+            retired,
+            chunk,
+            pieces,
+            stored_size,
+            value_intact,
+        } = found;
         if let Some(extent) = self.extents.get_mut(&entry.extent) {
             let expires = entry.expires_at_ms != 0;
-            extent.count_carried(kind, batch.is_some(), entry.size, entry.value_size, expires);
+            extent.count_carried(kind, batch.is_some(), entry.size, stored_size, expires);
+        }
+        if let Some(id) = chunk {
+            let copy = self.chunks.entry(id).or_insert(entry);
+            if entry.sequence >= copy.sequence {
+                *copy = entry;
+                if !value_intact {
+                    self.damaged_chunks.insert(id);
+                } else if !self.damaged_chunks.is_empty() {
+                    self.damaged_chunks.remove(&id);
+                }
+            }
+            return;
         }
         match (kind, batch) {
             (RecordType::Commit, Some((batch, _))) => {
@@ -98,6 +129,8 @@ impl ScannedShard {
             }
             (RecordType::Clear, _) => {
                 self.index.clear();
+                self.manifests.clear();
+                self.chunks.clear();
                 self.parts.clear();
                 self.deletes.clear();
                 // Whatever was lost before is dead as well.
@@ -105,14 +138,26 @@ impl ScannedShard {
             }
             (kind, Some((batch, coordinator))) => {
                 self.batches_seen.insert(batch);
-                self.parts.entry(batch).or_default().push(Part { kind, key, entry, coordinator });
+                self.parts.entry(batch).or_default().push(Part { kind, key, entry, pieces, coordinator });
             }
-            (kind, None) => self.apply_one(kind, &key, entry, secret),
+            (kind, None) => self.apply_one(kind, &key, entry, pieces, secret),
         }
     }
 
-    fn apply_one(&mut self, kind: RecordType, key: &Bytes, entry: Entry, secret: &[u8; 16]) {
+    fn apply_one(
+        &mut self,
+        kind: RecordType,
+        key: &Bytes,
+        entry: Entry,
+        pieces: Option<Vec<ManifestPiece>>,
+        secret: &[u8; 16],
+    ) {
         let hash = hash_key(secret, key);
+        if let Some(pieces) = pieces {
+            self.manifests.insert(key.clone(), (u64::from(entry.value_size), pieces));
+        } else if !self.manifests.is_empty() {
+            self.manifests.remove(key);
+        }
         if kind == RecordType::Put {
             self.index.insert(hash, key, entry);
         } else {
@@ -128,11 +173,11 @@ impl ScannedShard {
 
     fn apply_parts(&mut self, mut parts: Vec<Part>, secret: &[u8; 16]) {
         parts.sort_by_key(|part| part.entry.sequence);
-        for Part { kind, key, entry, .. } in parts {
+        for Part { kind, key, entry, pieces, .. } in parts {
             let newest = self.index.get(hash_key(secret, &key), &key).map_or(0, |newest| newest.sequence);
             let deleted = self.deletes.get(&key).copied().unwrap_or(0);
             if entry.sequence > newest.max(deleted) {
-                self.apply_one(kind, &key, entry, secret);
+                self.apply_one(kind, &key, entry, pieces, secret);
             }
         }
     }
@@ -155,6 +200,7 @@ impl ScannedShard {
                 self.doubt.keys.insert(part.key);
             }
         }
+        self.settle_chunks(&superblock.secret);
         let log = ShardLog::new(
             self.id,
             Arc::clone(superblock),
@@ -180,6 +226,8 @@ impl ScannedShard {
         ShardState {
             id: self.id,
             index: self.index,
+            manifests: self.manifests,
+            chunks: self.chunks,
             log,
             extents,
             is_collectable: self.damage.is_empty(),
@@ -188,6 +236,31 @@ impl ScannedShard {
             clean: self.clean,
             doubt: self.doubt,
         }
+    }
+
+    /// Keeps the chunks that some value names. Those of a write that was cut short are named by none.
+    fn settle_chunks(&mut self, secret: &[u8; 16]) {
+        if self.chunks.is_empty() && self.manifests.is_empty() {
+            return;
+        }
+        let mut named = BTreeSet::new();
+        for (key, (_, pieces)) in std::mem::take(&mut self.manifests) {
+            let hash = hash_key(secret, &key);
+            let Some(entry) = self.index.get(hash, &key).copied() else { continue };
+            let is_whole = pieces.iter().all(|one| self.chunks.contains_key(&one.id));
+            // The chunks of a key that has expired are garbage before its record is. Its end is known again although the clock
+            // may have been set back.
+            if !is_whole && entry.expires_at_ms != 0 && self.damage.is_empty() {
+                probe::hit(Probe::ExpiredManifestDropped);
+                self.index.remove(hash, &key);
+                continue;
+            }
+            named.extend(pieces.iter().map(|one| one.id));
+            self.manifests.insert(key, (u64::from(entry.value_size), pieces));
+        }
+        let found = self.chunks.len();
+        self.chunks.retain(|id, _| named.contains(id));
+        probe::hit_if(self.chunks.len() < found, Probe::OrphanChunksDropped);
     }
 
     /// Which shard it is.

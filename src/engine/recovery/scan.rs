@@ -12,7 +12,7 @@ use super::resolve::{Doubt, ScannedShard};
 use super::{Damage, TornTail};
 use crate::device::{Device, IoError};
 use crate::engine::extents;
-use crate::engine::index::{HashIndex, Index};
+use crate::engine::index::{Entry, HashIndex, Index, hash_key};
 use crate::engine::log::OpenExtent;
 use crate::engine::op::ShardId;
 use crate::format::Place;
@@ -221,6 +221,9 @@ impl<'a> Scan<'a> {
         let out = ScannedShard {
             id,
             index: HashIndex::default(),
+            manifests: BTreeMap::new(),
+            chunks: BTreeMap::new(),
+            damaged_chunks: BTreeSet::new(),
             parts: BTreeMap::new(),
             deletes: BTreeMap::new(),
             commits: Vec::new(),
@@ -295,10 +298,13 @@ impl<'a> Scan<'a> {
         // What was written behind the position is read again, and what was moved from retired extents is behind it.
         let known: BTreeSet<u32> = out.places.keys().copied().collect();
         let end = position.open.map_or(0, |(_, end)| end);
-        base.index.retain(&mut |entry| {
-            known.contains(&entry.extent) && !(is_open(entry.extent) && entry.offset >= end)
-        });
+        let is_before =
+            |entry: &Entry| known.contains(&entry.extent) && !(is_open(entry.extent) && entry.offset >= end);
+        base.index.retain(&mut |entry| is_before(entry));
+        base.chunks.retain(|_, entry| is_before(entry));
+        base.manifests.retain(|key, _| base.index.get(hash_key(&superblock.secret, key), key).is_some());
         out.index = base.index;
+        (out.manifests, out.chunks) = (base.manifests, base.chunks);
         for (batch, part) in base.parts.into_iter().filter(|(_, part)| known.contains(&part.entry.extent)) {
             out.parts.entry(batch).or_default().push(part);
         }

@@ -9,10 +9,12 @@
 //! - An extent that holds a record which the pin will still give is not given back.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
-use super::Shard;
+use super::{KeyMap, Shard, Stored};
 use crate::engine::action::is_expired;
 use crate::engine::index::{Entry, Index};
+use crate::engine::long::LongValue;
 use crate::engine::op::{Key, Value};
 
 /// What a key was.
@@ -20,6 +22,13 @@ use crate::engine::op::{Key, Value};
 pub(in crate::engine) enum Before {
     /// A record that is on the device.
     Stored(Entry),
+    /// A long value, whose chunks it keeps alive.
+    Long {
+        /// The value.
+        value: Arc<LongValue>,
+        /// Milliseconds since the Unix epoch, 0 for none.
+        expires_at_ms: u64,
+    },
     /// A value that was on its way there.
     Value {
         /// The value.
@@ -34,7 +43,7 @@ impl Before {
     pub(in crate::engine) fn expires_at_ms(&self) -> u64 {
         match self {
             Before::Stored(entry) => entry.expires_at_ms,
-            Before::Value { expires_at_ms, .. } => *expires_at_ms,
+            Before::Long { expires_at_ms, .. } | Before::Value { expires_at_ms, .. } => *expires_at_ms,
         }
     }
 
@@ -42,14 +51,38 @@ impl Before {
     pub(in crate::engine) fn value_size(&self) -> usize {
         match self {
             Before::Stored(entry) => entry.value_size as usize,
+            Before::Long { value, .. } => value.size() as usize,
             Before::Value { value, .. } => value.len(),
+        }
+    }
+
+    fn long_size(&self) -> u64 {
+        match self {
+            Before::Long { value, .. } => value.size(),
+            Before::Stored(_) | Before::Value { .. } => 0,
+        }
+    }
+
+    /// What it holds of the memory.
+    fn heap_size(&self) -> usize {
+        match self {
+            Before::Stored(_) => 0,
+            Before::Long { value, .. } => value.heap_size(),
+            Before::Value { value, .. } => value.len(),
+        }
+    }
+
+    fn of(stored: &Stored, expires_at_ms: u64) -> Before {
+        match stored {
+            Stored::Plain(value) => Before::Value { value: value.clone(), expires_at_ms },
+            Stored::Long(value) => Before::Long { value: value.clone(), expires_at_ms },
         }
     }
 
     fn extent(&self) -> Option<u32> {
         match self {
             Before::Stored(entry) => Some(entry.extent),
-            Before::Value { .. } => None,
+            Before::Long { .. } | Before::Value { .. } => None,
         }
     }
 }
@@ -74,6 +107,8 @@ pub(in crate::engine) struct Pin {
     held: BTreeMap<u32, usize>,
     /// Bytes of memory of `before` and `queue`.
     size: usize,
+    /// Bytes of long values in them, whose chunks are kept on the device.
+    long_size: u64,
     /// It was given up.
     lost: Option<&'static str>,
 }
@@ -85,9 +120,8 @@ impl Pin {
 
     fn keep(&mut self, key: &Key, before: Option<&Before>) {
         self.size += KEPT_OVERHEAD + key.len();
-        if let Some(Before::Value { value, .. }) = before {
-            self.size += value.len();
-        }
+        self.size += before.map_or(0, Before::heap_size);
+        self.long_size += before.map_or(0, Before::long_size);
         if let Some(extent) = before.and_then(Before::extent) {
             *self.held.entry(extent).or_default() += 1;
         }
@@ -95,9 +129,8 @@ impl Pin {
 
     fn forget(&mut self, key: &Key, before: Option<&Before>) {
         self.size -= KEPT_OVERHEAD + key.len();
-        if let Some(Before::Value { value, .. }) = before {
-            self.size -= value.len();
-        }
+        self.size -= before.map_or(0, Before::heap_size);
+        self.long_size -= before.map_or(0, Before::long_size);
         if let Some(extent) = before.and_then(Before::extent)
             && let Some(count) = self.held.get_mut(&extent)
         {
@@ -106,6 +139,13 @@ impl Pin {
                 self.held.remove(&extent);
             }
         }
+    }
+}
+
+fn stored_before(long: &KeyMap<Arc<LongValue>>, key: &Key, entry: &Entry) -> Before {
+    match long.get(key).filter(|_| entry.is_long) {
+        Some(value) => Before::Long { value: value.clone(), expires_at_ms: entry.expires_at_ms },
+        None => Before::Stored(*entry),
     }
 }
 
@@ -136,6 +176,20 @@ impl Shard {
         self.pin.as_ref().map_or(0, |pin| pin.size)
     }
 
+    /// Whether the pin keeps long values on the device that their keys do not have any more.
+    pub(in crate::engine) fn pins_long_garbage(&self) -> bool {
+        let Some(pin) = self.pin.as_ref().filter(|pin| pin.long_size > 0) else { return false };
+        let is_garbage = |key: &Key, before: &Before| match before {
+            Before::Long { value, .. } => !self.long.get(key).is_some_and(|now| Arc::ptr_eq(now, value)),
+            Before::Stored(_) | Before::Value { .. } => false,
+        };
+        pin.queue.iter().any(|(key, before)| is_garbage(key, before))
+            || pin
+                .before
+                .iter()
+                .any(|((_, key), before)| before.as_ref().is_some_and(|before| is_garbage(key, before)))
+    }
+
     /// Whether the pin will still read from an extent.
     pub(in crate::engine) fn is_pinned(&self, extent: u32) -> bool {
         self.pin.as_ref().is_some_and(|pin| pin.held.contains_key(&extent))
@@ -154,11 +208,8 @@ impl Shard {
         }
         let before = match self.pending.get(hash, key) {
             Some(pending) if pending.reaped => None,
-            Some(pending) => pending.value.clone().map(|value| {
-                let expires_at_ms = pending.expires_at_ms;
-                Before::Value { value, expires_at_ms }
-            }),
-            None => self.index.get(hash, key).map(|entry| Before::Stored(*entry)),
+            Some(pending) => pending.value.as_ref().map(|stored| Before::of(stored, pending.expires_at_ms)),
+            None => self.index.get(hash, key).map(|entry| stored_before(&self.long, key, entry)),
         };
         pin.keep(key, before.as_ref());
         pin.before.insert((hash, key.clone()), before);
@@ -202,18 +253,18 @@ impl Shard {
         let next = self.index.scan(from, count, &mut |key, entry| {
             let (hash, key) = (self.hash(key), Key::copy_from_slice(key));
             if !self.pending.contains(hash, &key) && !is_changed(&key, hash) {
-                found.push((key, Before::Stored(*entry)));
+                let before = stored_before(&self.long, &key, entry);
+                found.push((key, before));
             }
         });
         for (key, pending) in self.pending.iter() {
             let in_range = pending.hash >= from && (next == 0 || pending.hash < next);
             if in_range
                 && !pending.reaped
-                && let Some(value) = &pending.value
+                && let Some(stored) = &pending.value
                 && !is_changed(key, pending.hash)
             {
-                let (value, expires_at_ms) = (value.clone(), pending.expires_at_ms);
-                found.push((key.clone(), Before::Value { value, expires_at_ms }));
+                found.push((key.clone(), Before::of(stored, pending.expires_at_ms)));
             }
         }
         let ahead = if next == 0 { BTreeMap::new() } else { pin.before.split_off(&(next, Key::new())) };

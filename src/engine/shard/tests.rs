@@ -11,6 +11,7 @@ fn superblock() -> Arc<Superblock> {
         layout: layout::choose(1 << 30, 16).expect("large enough"),
         block_size: 4096,
         shard_count: 16,
+        features: 0,
         generation: 3,
         parent: 0,
         boot: 2,
@@ -33,12 +34,15 @@ fn a_key_newer_than_what_was_lost_is_absent_once_it_has_expired() {
             sequence,
             expires_at_ms: 100,
             is_part: false,
+            is_long: false,
         };
         index.insert(hash_key(&superblock.secret, key), key, entry);
     }
     let state = ShardState {
         id: ShardId(0),
         index,
+        manifests: BTreeMap::new(),
+        chunks: BTreeMap::new(),
         log: ShardLog::new(ShardId(0), Arc::clone(&superblock), None, 30, 2, FrameRanges::default()),
         extents: Extents::default(),
         is_collectable: true,

@@ -154,7 +154,7 @@ pub struct RequestParser {
     arguments_size: usize,
     missing: usize,
     size: usize,
-    large: BytesMut,
+    large: Vec<u8>,
     refusal: Option<Refusal>,
     /// The last command's name.
     name: Bytes,
@@ -172,7 +172,7 @@ impl RequestParser {
             arguments_size: 0,
             missing: 0,
             size: 0,
-            large: BytesMut::new(),
+            large: Vec::new(),
             refusal: None,
             name: Bytes::new(),
             scanned: 0,
@@ -190,6 +190,12 @@ impl RequestParser {
         match &mut self.state {
             State::Large(missing) => {
                 let size = bytes.len().min(*missing);
+                // Doubled as it fills, but never beyond what it is to hold.
+                if self.large.capacity() - self.large.len() < size {
+                    let whole = self.large.len() + *missing;
+                    let wanted = whole.min(2 * self.large.capacity()).max(self.large.len() + size);
+                    self.large.reserve_exact(wanted - self.large.len());
+                }
                 self.large.extend_from_slice(&bytes[..size]);
                 *missing -= size;
                 if *missing == 0 {
@@ -260,7 +266,7 @@ impl RequestParser {
                         return Ok(None);
                     }
                     buffer.advance(2);
-                    let argument = std::mem::take(&mut self.large).freeze();
+                    let argument = Bytes::from(std::mem::take(&mut self.large));
                     self.arguments_size += argument.len() + ARGUMENT_OVERHEAD;
                     self.arguments.push(argument);
                     if let Some(parsed) = self.end_argument() {
@@ -338,7 +344,7 @@ impl RequestParser {
         self.state = if self.refusal.is_some() {
             State::Skip(size + 2)
         } else if size >= LARGE_SIZE_MIN {
-            self.large = BytesMut::with_capacity(size.min(LARGE_SIZE_START));
+            self.large = Vec::with_capacity(size.min(LARGE_SIZE_START));
             State::Large(size)
         } else {
             State::Small(size)

@@ -30,17 +30,12 @@ impl World {
 
     /// After a crash in a mode that acknowledges at once: each shard has a prefix of the client's history, and every batch
     /// across shards that was acknowledged.
-    fn settle_prefix(&mut self, client: usize, open: Option<Open>, found: &BTreeMap<Key, Option<Vec<u8>>>) {
+    fn settle_prefix(&mut self, client: usize, open: Option<Open>, found: &BTreeMap<Key, State>) {
         let mut history = std::mem::take(&mut self.clients[client].history);
         let acknowledged = history.len();
         history.extend(open.map(|open| (open.changes, BTreeSet::new())));
         let now = self.clock.unix_ms;
-        let value = |state: &State| {
-            state
-                .as_ref()
-                .filter(|(_, expires)| *expires == 0 || *expires > now)
-                .map(|(value, _)| value.clone())
-        };
+        let live = |state: &State| state.clone().filter(|(_, expires)| *expires == 0 || *expires > now);
         let mut settled = Changes::new();
         for shard in 0..self.config.shard_count {
             let is_here = |key: &Key| shard_of(key, self.config.shard_count).0 == shard;
@@ -59,7 +54,7 @@ impl World {
             for length in 0..=history.len() {
                 let fits = states
                     .iter()
-                    .all(|(key, state)| found.get(key).is_none_or(|found| value(state) == *found));
+                    .all(|(key, state)| found.get(key).is_none_or(|found| live(state) == *found));
                 if fits && durable.is_none_or(|durable| length > durable) {
                     best = Some((length, states.clone()));
                 }
@@ -90,17 +85,16 @@ impl World {
         let mut found = BTreeMap::new();
         for number in 0..KEYS_PER_CLIENT {
             let key = key_of(client, number);
-            found.insert(key.clone(), self.read(node, &key));
+            found.insert(key.clone(), self.read_state(node, &key));
         }
         if self.config.durability != Durability::Always {
             self.settle_prefix(client, open.map(|(_, open)| open), &found);
             return;
         }
-        let value = |state: &State| state.as_ref().map(|(value, _)| value.clone());
         let fits = |world: &World, changes: &Changes| {
             found.iter().all(|(key, found)| match changes.get(key) {
-                Some(state) => value(state) == *found,
-                None => value(&world.state(client, key)) == *found,
+                Some(state) => state == found,
+                None => world.state(client, key) == *found,
             })
         };
         let nothing = Changes::new();
@@ -126,13 +120,11 @@ impl World {
                 if !fits(self, &nothing) {
                     let wrong: Vec<_> = found
                         .iter()
-                        .filter(|(key, found)| value(&self.state(client, key)) != **found)
+                        .filter(|(key, found)| self.state(client, key) != **found)
                         .map(|(key, found)| {
-                            (
-                                key.clone(),
-                                found.as_ref().map(Vec::len),
-                                self.state(client, key).map(|(v, _)| v.len()),
-                            )
+                            let short =
+                                |state: &State| state.as_ref().map(|(v, expires)| (v.len(), *expires));
+                            (key.clone(), short(found), short(&self.state(client, key)))
                         })
                         .collect();
                     self.broken(&format!(
