@@ -9,6 +9,7 @@ mod device;
 mod device_path;
 mod doctor;
 mod dump;
+mod engine_name;
 mod export;
 mod format;
 mod inspect;
@@ -25,6 +26,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use self::engine_name::EngineName;
 use crate::engine::durability::Durability;
 use crate::limits::{CONNECTION_COUNT_MAX, REACTOR_COUNT_MAX, SHARD_COUNT_DEFAULT, SHARD_COUNT_MAX};
 use crate::reactor::cores::CoreList;
@@ -59,17 +61,6 @@ enum Command {
     Device(device::DeviceArgs),
     /// Look at this machine and explain what keeps a node from running well: exit code 0 when `serve` on a file works.
     Doctor(doctor::DoctorArgs),
-}
-
-/// How a device is read and written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum EngineName {
-    /// io_uring with O_DIRECT.
-    Uring,
-    /// pread, pwrite and fdatasync, one at a time.
-    Sync,
-    /// SPDK, on NVMe controllers that this process owns; what a transport id means anyway.
-    Spdk,
 }
 
 /// When the device is told which space is free.
@@ -114,7 +105,8 @@ struct ServeArgs {
     /// several namespaces [default: ./basalt.img]
     #[arg(long, value_name = "PATH")]
     device: Option<PathBuf>,
-    /// How it is read and written [default: spdk for a controller; else uring, or sync where io_uring is forbidden]
+    /// How it is read and written: uring, aio, pool, sync, buffered or spdk; uring with +registered, +unregistered, +sqpoll or
+    /// +iopoll behind it [default: spdk for a controller; else uring, or sync where io_uring is forbidden]
     #[arg(long, value_name = "ENGINE")]
     engine: Option<EngineName>,
     /// Size of a file that is created, such as 4GiB [default: 4GiB]
@@ -166,6 +158,9 @@ struct FormatArgs {
     /// File, block device or NVMe controller (as for serve); a file that is not there is created
     #[arg(long, value_name = "PATH")]
     device: PathBuf,
+    /// How it is written (as for serve); the device is the same whichever it is
+    #[arg(long, value_name = "ENGINE")]
+    engine: Option<EngineName>,
     /// Size of a file that is created, such as 4GiB [default: 4GiB]
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     size: Option<u64>,
@@ -193,6 +188,9 @@ struct CheckArgs {
     /// File, block device or NVMe controller, as for serve
     #[arg(long, value_name = "PATH")]
     device: PathBuf,
+    /// How it is read (as for serve)
+    #[arg(long, value_name = "ENGINE")]
+    engine: Option<EngineName>,
     /// Report as JSON.
     #[arg(long)]
     json: bool,
