@@ -29,7 +29,7 @@ fn refused(args: &[&str], code: i32, words: &[&str]) {
 #[test]
 fn help_names_every_command_and_option() {
     let top = basalt(&["--help"]).expect_code(0, "--help");
-    for command in ["serve", "format", "check", "device", "doctor"] {
+    for command in ["serve", "format", "check", "device", "doctor", "bench", "qualify"] {
         assert!(top.stdout.contains(command), "{command} is not in --help: {}", top.stdout);
     }
     let table: &[(&str, &[&str])] = &[
@@ -50,6 +50,8 @@ fn help_names_every_command_and_option() {
         ("check", &["--device", "--json"]),
         ("device", &["list", "bind", "unbind", "identify"]),
         ("doctor", &["--json", "--spdk", "--directory"]),
+        ("bench", &["device"]),
+        ("qualify", &["--device", "--dir", "--destroy", "--json"]),
     ];
     for (command, options) in table {
         let help = basalt(&[command, "--help"]).expect_code(0, command);

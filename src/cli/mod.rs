@@ -3,6 +3,7 @@
 //! Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused
 //! for safety; `check` and `salvage` add 4 (damage found) and 8 (could not run).
 
+mod bench;
 mod check;
 mod config_file;
 mod device;
@@ -16,6 +17,7 @@ mod inspect;
 mod memory;
 mod node_client;
 mod progress;
+mod qualify;
 mod salvage;
 mod serve;
 
@@ -59,6 +61,11 @@ enum Command {
     Inspect(inspect::InspectArgs),
     /// NVMe controllers: show them, give them to user space and back.
     Device(device::DeviceArgs),
+    /// Measure what I/O engines get of a device: reads and writes over queue depth, and durable writes.
+    Bench(bench::BenchArgs),
+    /// Try out whether a device does what durability rests on, as far as software can see, and measure it: exit code 0 when nothing
+    /// failed.
+    Qualify(qualify::QualifyArgs),
     /// Look at this machine and explain what keeps a node from running well: exit code 0 when `serve` on a file works.
     Doctor(doctor::DoctorArgs),
 }
@@ -263,6 +270,8 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Restore(args) => dump::restore(&args),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Device(args) => device::device(&args),
+        Command::Bench(args) => bench::bench(&args),
+        Command::Qualify(args) => qualify::qualify(&args),
         Command::Doctor(args) => doctor::doctor(&args),
     }
     .into()

@@ -3,6 +3,7 @@
 
 use std::os::fd::RawFd;
 use std::ptr;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::io::Errno;
 
@@ -79,6 +80,19 @@ impl Iocb {
     }
 }
 
+/// The head of the queue of completions, which the kernel maps where the context's handle says. The C library for AIO reads it
+/// the same way.
+#[repr(C)]
+struct Ring {
+    _id: u32,
+    _entry_count: u32,
+    head: AtomicU32,
+    tail: AtomicU32,
+    magic: u32,
+}
+
+const RING_MAGIC: u32 = 0xa10a_10a1;
+
 /// A context of the kernel's: a queue of completions, charged to the system's limit.
 #[derive(Debug)]
 pub(super) struct Context(libc::c_ulong);
@@ -102,6 +116,14 @@ impl Context {
         let count = iocbs.len() as libc::c_long;
         // SAFETY: each pointer is to an operation that outlives the call; what those name is the caller's promise.
         result(unsafe { libc::syscall(libc::SYS_io_submit, self.0, count, iocbs.as_mut_ptr()) })
+    }
+
+    /// Whether there is certainly nothing to take, without a system call.
+    pub(super) fn is_empty(&self) -> bool {
+        // SAFETY: the kernel maps a page there that begins with a ring, until the context is destroyed, and changes of it only
+        // what is atomic here.
+        let ring = unsafe { &*ptr::with_exposed_provenance::<Ring>(self.0 as usize) };
+        ring.magic == RING_MAGIC && ring.head.load(Ordering::Acquire) == ring.tail.load(Ordering::Acquire)
     }
 
     /// Takes completions: waits for `least` of them, and not longer than so many seconds.

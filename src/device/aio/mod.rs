@@ -226,7 +226,7 @@ impl AioDevice {
             }
         }
         let mut events = [IoEvent::default(); EVENT_COUNT];
-        while self.in_kernel > 0 {
+        while self.in_kernel > 0 && !self.context.is_empty() {
             // EINTR can't come from a call that does not wait, and no other error from a context that is there.
             let count = self.context.completions(&mut events, 0, 0).unwrap_or(0);
             for event in &events[..count] {
