@@ -6,6 +6,7 @@ pub mod device;
 pub mod engine;
 pub mod format;
 pub mod limits;
+pub mod measure;
 pub mod net;
 pub mod node;
 pub mod pci;

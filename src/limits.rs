@@ -117,6 +117,13 @@ pub const DMA_KEPT_SIZE_MAX: usize = 8 << 20;
 /// Commands of one device queue that may be in flight.
 pub const DEVICE_DEPTH: usize = 256;
 
+/// Seconds that dropping a device queue waits for what is in flight. Beyond the kernel's own timeouts of block devices (30 s).
+pub const DROP_WAIT_SECONDS_MAX: u64 = 120;
+
+/// Threads of one queue of the `pool` engine. Each has one transfer under way: fewer leave a drive idle, and more than this cost
+/// switches without giving most drives more to do.
+pub const POOL_THREAD_COUNT: usize = 16;
+
 /// Bytes of DMA buffers that one device queue hands out, beyond which taking one fails and the caller waits.
 pub const DMA_SIZE_MAX: usize = 256 << 20;
 

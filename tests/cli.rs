@@ -29,7 +29,7 @@ fn refused(args: &[&str], code: i32, words: &[&str]) {
 #[test]
 fn help_names_every_command_and_option() {
     let top = basalt(&["--help"]).expect_code(0, "--help");
-    for command in ["serve", "format", "check", "device", "doctor"] {
+    for command in ["serve", "format", "check", "device", "doctor", "bench", "qualify"] {
         assert!(top.stdout.contains(command), "{command} is not in --help: {}", top.stdout);
     }
     let table: &[(&str, &[&str])] = &[
@@ -50,6 +50,8 @@ fn help_names_every_command_and_option() {
         ("check", &["--device", "--json"]),
         ("device", &["list", "bind", "unbind", "identify"]),
         ("doctor", &["--json", "--spdk", "--directory"]),
+        ("bench", &["device"]),
+        ("qualify", &["--device", "--dir", "--destroy", "--json"]),
     ];
     for (command, options) in table {
         let help = basalt(&[command, "--help"]).expect_code(0, command);
@@ -99,6 +101,7 @@ fn wrong_usage_exits_with_2_and_leaves_nothing_behind() {
         refused(args, 2, &[]);
     }
     refused(&["serve", "--engine", "floppy"], 2, &["floppy", "uring"]);
+    refused(&["serve", "--engine", "uring+fast"], 2, &["no option 'fast'", "sqpoll"]);
     refused(&["serve", "--durability", "sometimes"], 2, &["sometimes", "always"]);
 }
 
@@ -126,6 +129,37 @@ fn the_machine_is_listed_and_examined() {
     assert_eq!(value["ok"], true, "{value}");
     let report = basalt(&["doctor", "--directory", "/nowhere"]).expect_code(1, "doctor in no directory");
     assert!(report.stdout.contains("FAIL  image file"), "{}", report.stdout);
+}
+
+#[test]
+fn a_mapping_is_never_served_formatted_or_checked_through() {
+    let why = ["SIGBUS", "write-back", "page table", "leave --engine out"];
+    refused(&["serve", "--engine", "mmap"], 3, &why);
+    refused(&["format", "--device", "a.img", "--engine", "mmap"], 3, &why);
+    refused(&["check", "--device", "a.img", "--engine", "mmap"], 3, &why);
+    let directory = temp_dir();
+    std::fs::write(directory.path().join("node.toml"), "engine = \"mmap\"\n").unwrap();
+    let ended = common::node::basalt_in(directory.path(), &["serve", "--config", "node.toml"]);
+    let ended = ended.expect_code(3, "mmap in the configuration file");
+    assert!(ended.stderr.contains("SIGBUS"), "{}", ended.stderr);
+}
+
+/// What is formatted through one engine is served through the next and checked through a third.
+#[test]
+fn format_and_check_take_engines_too() {
+    let directory = temp_dir();
+    let path = directory.path().join("a.img");
+    for (first, second, third) in [("aio", "pool", "buffered"), ("buffered", "aio", "uring+sqpoll")] {
+        let args = ["format", "--device", path_text(&path), "--size", "64MiB", "--quick", "--engine", first];
+        let said = basalt(&args).expect_code(0, "format").stdout;
+        assert!(said.contains(&format!("({first})")), "{said}");
+        let node = Options::new(&path).engine(second).start();
+        assert!(node.ready_line.contains(&format!(", {second},")), "{}", node.ready_line);
+        assert_eq!(call!(node.client(), "SET", "k", "v"), Reply::ok());
+        node.stop();
+        basalt(&["check", "--device", path_text(&path), "--engine", third]).expect_code(0, "check");
+        std::fs::remove_file(&path).unwrap();
+    }
 }
 
 #[test]
@@ -164,7 +198,7 @@ fn every_option_is_accepted_and_one_image_opens_through_every_engine() {
     let directory = temp_dir();
     let path = directory.path().join("options.img");
     let mut expected = 0;
-    for engine in ["uring", "sync", "uring"] {
+    for engine in ["uring", "sync", "aio", "pool", "buffered", "uring+sqpoll", "uring+unregistered"] {
         for extra in [
             vec!["--cores", "0"],
             vec!["--cores", "0,1"],
@@ -378,7 +412,7 @@ fn a_device_is_served_once() {
     let directory = temp_dir();
     let options = Options::new(directory.path().join("once.img"));
     let node = options.start();
-    for engine in ["uring", "sync"] {
+    for engine in ["uring", "sync", "aio", "pool", "buffered", "uring+sqpoll"] {
         let failure = options.clone().engine(engine).try_start().expect_err("a second server on one image");
         assert!(matches!(failure.code, Some(1 | 3)), "{failure}");
         let said = &failure.stderr;
@@ -419,7 +453,7 @@ fn a_public_address_is_refused_without_a_password() {
 #[test]
 fn an_idle_node_sleeps() {
     let directory = temp_dir();
-    for engine in ["uring", "sync"] {
+    for engine in ["uring", "sync", "aio", "pool", "uring+sqpoll"] {
         let path = directory.path().join(format!("{engine}.img"));
         let node = Options::new(&path).engine(engine).durability("interval=1000").start();
         let mut clients: Vec<_> = (0..20).map(|_| node.client()).collect();

@@ -91,6 +91,16 @@ fn always_keeps_every_acknowledged_write_sync() {
     run_always("sync", count_from_env("BASALT_KILLS", 10).div_ceil(2));
 }
 
+#[test]
+fn always_keeps_every_acknowledged_write_aio() {
+    run_always("aio", count_from_env("BASALT_KILLS", 10).div_ceil(2));
+}
+
+#[test]
+fn always_keeps_every_acknowledged_write_pool() {
+    run_always("pool", count_from_env("BASALT_KILLS", 10).div_ceil(2));
+}
+
 /// Over NVMe/TCP on loopback: what a killed node had sent, the target may still do after the next one has connected.
 #[cfg(feature = "spdk")]
 #[test]

@@ -11,13 +11,21 @@ use common::basalt;
 /// What each top-level module may name of the crate. Downwards only: main -> cli -> node -> net -> reactor -> ring, and
 /// node -> engine -> device and format. An entry with `::` allows that part alone.
 const LAYERS: &[(&str, &[&str])] = &[
-    ("cli", &["node", "net", "reactor", "ring", "engine", "device", "format", "pci", "limits", "size"]),
+    (
+        "cli",
+        &[
+            "node", "net", "reactor", "ring", "engine", "device", "format", "pci", "measure", "limits",
+            "size", "sys",
+        ],
+    ),
     ("node", &["net", "reactor", "ring", "engine", "device", "format", "limits", "size", "sys"]),
     ("net", &["reactor", "ring", "engine::action", "engine::op", "format::slot", "limits"]),
     ("reactor", &["ring", "engine::op", "format::slot", "limits"]),
     ("ring", &["limits"]),
     ("engine", &["device", "format", "limits", "probe", "size", "sys::prefetch"]),
     ("device", &["limits", "pci::Bdf"]),
+    // Loads on devices, beside the engine.
+    ("measure", &["device", "sys"]),
     ("format", &["limits"]),
     // What sysfs says about controllers: a leaf, so that everything above may ask it.
     ("pci", &["limits"]),
@@ -299,7 +307,7 @@ fn the_readme_names_commands_that_exist() {
             _ => continue,
         };
         // These have commands of their own.
-        let command = if matches!(args[0], "device" | "inspect") { &args[..2] } else { &args[..1] };
+        let command = if matches!(args[0], "device" | "inspect" | "bench") { &args[..2] } else { &args[..1] };
         let help = basalt(&[command, &["--help"]].concat()).expect_code(0, &format!("README: {line}"));
         for option in args.iter().filter(|arg| arg.starts_with("--")) {
             let name = option.split('=').next().unwrap_or(option);

@@ -1,6 +1,7 @@
 //! `basalt check`: reads and verifies everything, changes nothing.
 
 use super::device_path::{self, OpenOptions, with_namespace};
+use super::engine_name::EngineName;
 use super::progress::Progress;
 use super::{CheckArgs, Exit, fail, say};
 use crate::device::Namespace;
@@ -8,6 +9,9 @@ use crate::engine::check::{Report, check as check_device};
 use crate::size;
 
 pub(super) fn check(args: &CheckArgs) -> Exit {
+    if let Some(why) = args.engine.and_then(EngineName::why_not_served) {
+        return fail(Exit::Refused, why);
+    }
     let could_not = |text: String| {
         if args.json {
             say(serde_json::json!({ "device": args.device.display().to_string(), "error": text }));
@@ -16,7 +20,7 @@ pub(super) fn check(args: &CheckArgs) -> Exit {
     };
     let namespace = match device_path::open(
         &args.device,
-        OpenOptions { spdk: Some(&args.spdk), queue_count: 1, ..OpenOptions::default() },
+        OpenOptions { engine: args.engine, spdk: Some(&args.spdk), queue_count: 1, ..OpenOptions::default() },
     ) {
         Ok(namespace) => namespace,
         Err(error) => return could_not(error.to_string()),

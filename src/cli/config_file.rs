@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::{EngineName, ServeArgs, Trim};
+use super::{ServeArgs, Trim};
 use crate::limits::{CONNECTION_COUNT_MAX, REACTOR_COUNT_MAX};
 use crate::size;
 
@@ -59,9 +59,7 @@ pub(super) fn apply(args: &mut ServeArgs, path: &Path) -> Result<(), String> {
     args.listen = args.listen.or(file.listen);
     args.allow_remote_clients |= file.allow_remote_clients.unwrap_or(false);
     if let (None, Some(engine)) = (args.engine, file.engine) {
-        let parsed = <EngineName as clap::ValueEnum>::from_str(&engine, false);
-        args.engine =
-            Some(parsed.map_err(|_| wrong("engine", format!("'{engine}' is not one of uring, sync, spdk")))?);
+        args.engine = Some(engine.parse().map_err(|error| wrong("engine", error))?);
     }
     if let (None, Some(text)) = (args.size, file.size) {
         args.size = Some(size::parse(&text).map_err(|error| wrong("size", error.to_string()))?);

@@ -4,14 +4,16 @@ use std::path::{Path, PathBuf};
 #[cfg(feature = "spdk")]
 use std::time::Duration;
 
-use super::{EngineName, SpdkArgs, note};
+use super::engine_name::EngineName;
+use super::{SpdkArgs, note};
 use crate::device::file::{DirectIo, FileOptions};
+use crate::device::kernel::{KernelEngine, KernelNamespace};
 use crate::device::signature::{self, Finding};
 #[cfg(feature = "spdk")]
 use crate::device::spdk::{EnvOptions, SpdkNamespace, SpdkOptions, Timeouts};
-use crate::device::sync::SyncNamespace;
 use crate::device::transport_id::TransportId;
 use crate::device::uring::UringNamespace;
+use crate::device::uring_options::UringOptions;
 use crate::device::{Device, DeviceError, Namespace, blocking};
 use crate::engine::device_format::{OpenError, read_superblock};
 use crate::pci::{Bdf, controller, system::System};
@@ -19,7 +21,7 @@ use crate::pci::{Bdf, controller, system::System};
 /// A device opened with one of the engines.
 pub(super) enum AnyNamespace {
     Uring(UringNamespace),
-    Sync(SyncNamespace),
+    Kernel(KernelNamespace),
     #[cfg(feature = "spdk")]
     Spdk(SpdkNamespace),
 }
@@ -29,7 +31,7 @@ macro_rules! with_namespace {
     ($any:expr, $name:ident => $body:expr) => {
         match $any {
             $crate::cli::device_path::AnyNamespace::Uring($name) => $body,
-            $crate::cli::device_path::AnyNamespace::Sync($name) => $body,
+            $crate::cli::device_path::AnyNamespace::Kernel($name) => $body,
             #[cfg(feature = "spdk")]
             $crate::cli::device_path::AnyNamespace::Spdk($name) => $body,
         }
@@ -73,8 +75,12 @@ pub(super) fn open(path: &Path, options: OpenOptions<'_>) -> Result<AnyNamespace
     if let Some(id) = transport_id(path) {
         return open_controller(&id?, options);
     }
-    let file_options = |direct| FileOptions { create_size: options.create_size, direct };
-    let open_sync = || SyncNamespace::open(path, &file_options(DirectIo::Preferred)).map(AnyNamespace::Sync);
+    let open_kernel =
+        |engine| KernelNamespace::open(engine, path, options.create_size).map(AnyNamespace::Kernel);
+    let open_uring = |uring_options| {
+        let file_options = FileOptions { create_size: options.create_size, direct: DirectIo::Required };
+        UringNamespace::open_with_options(path, &file_options, uring_options).map(AnyNamespace::Uring)
+    };
     let namespace = match options.engine {
         Some(EngineName::Spdk) => {
             return Err(DeviceError::Unusable {
@@ -82,22 +88,20 @@ pub(super) fn open(path: &Path, options: OpenOptions<'_>) -> Result<AnyNamespace
                 cause: not_for_spdk(path),
             });
         }
-        Some(EngineName::Sync) => open_sync()?,
-        Some(EngineName::Uring) => {
-            UringNamespace::open(path, &file_options(DirectIo::Required)).map(AnyNamespace::Uring)?
-        }
-        None => match UringNamespace::open(path, &file_options(DirectIo::Required)) {
-            Ok(namespace) => AnyNamespace::Uring(namespace),
+        Some(EngineName::Kernel(engine)) => open_kernel(engine)?,
+        Some(EngineName::Uring(uring_options)) => open_uring(uring_options)?,
+        None => match open_uring(UringOptions::default()) {
+            Ok(namespace) => namespace,
             Err(DeviceError::EngineUnavailable { cause, .. }) => {
                 note(format!("io_uring is not available ({cause}); using the slower sync engine"));
-                open_sync()?
+                open_kernel(KernelEngine::Sync)?
             }
             Err(error) => return Err(error),
         },
     };
     let notes = match &namespace {
         AnyNamespace::Uring(namespace) => namespace.notes(),
-        AnyNamespace::Sync(namespace) => namespace.notes(),
+        AnyNamespace::Kernel(namespace) => namespace.notes(),
         #[cfg(feature = "spdk")]
         AnyNamespace::Spdk(_) => Vec::new(),
     };
@@ -130,7 +134,7 @@ fn not_for_spdk(path: &Path) -> String {
 
 fn open_controller(id: &TransportId, options: OpenOptions<'_>) -> Result<AnyNamespace, DeviceError> {
     let unusable = |cause: &str| DeviceError::Unusable { name: id.to_string(), cause: cause.to_owned() };
-    if matches!(options.engine, Some(EngineName::Uring | EngineName::Sync)) {
+    if options.engine.is_some_and(|engine| engine != EngineName::Spdk) {
         return Err(unusable("only the spdk engine drives it; leave --engine out"));
     }
     if options.create_size.is_some() {
@@ -187,7 +191,7 @@ impl AnyNamespace {
         match self {
             #[cfg(feature = "spdk")]
             AnyNamespace::Spdk(namespace) => Some(namespace.model_and_serial()),
-            AnyNamespace::Uring(_) | AnyNamespace::Sync(_) => None,
+            AnyNamespace::Uring(_) | AnyNamespace::Kernel(_) => None,
         }
     }
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::device_path::{self, AnyNamespace, OpenOptions, with_namespace};
+use super::engine_name::EngineName;
 use super::progress::Progress;
 use super::{Exit, FormatArgs, fail, note, say};
 use crate::device::{Device, DeviceError, Namespace};
@@ -18,6 +19,9 @@ use crate::size;
 pub(super) const SIZE_DEFAULT: u64 = 4 << 30;
 
 pub(super) fn format(args: &FormatArgs) -> Exit {
+    if let Some(why) = args.engine.and_then(EngineName::why_not_served) {
+        return fail(Exit::Refused, why);
+    }
     if args.label.len() > 32 {
         return fail(Exit::Usage, format!("the label '{}' is longer than 32 bytes", args.label));
     }
@@ -43,6 +47,7 @@ type Failure = (Exit, String);
 
 /// What a device is to become.
 pub(super) struct NewDevice<'a> {
+    engine: Option<EngineName>,
     shard_count: u16,
     label: &'a str,
     /// Write zeros to every block first. A block of a file that was only allocated costs its file system a journal commit when
@@ -52,7 +57,12 @@ pub(super) struct NewDevice<'a> {
 
 impl FormatArgs {
     fn new_device(&self) -> NewDevice<'_> {
-        NewDevice { shard_count: self.shards, label: &self.label, is_written: !self.quick }
+        NewDevice {
+            engine: self.engine,
+            shard_count: self.shards,
+            label: &self.label,
+            is_written: !self.quick,
+        }
     }
 }
 
@@ -68,7 +78,8 @@ fn format_device(args: &FormatArgs) -> Result<(Superblock, &'static str), Failur
         let size = args.size.unwrap_or(SIZE_DEFAULT);
         return create(path, size, &args.new_device()).map_err(|text| (Exit::Failed, text));
     }
-    let options = OpenOptions { spdk: Some(&args.spdk), queue_count: 1, ..OpenOptions::default() };
+    let options =
+        OpenOptions { engine: args.engine, spdk: Some(&args.spdk), queue_count: 1, ..OpenOptions::default() };
     let namespace = device_path::open(path, options).map_err(|error| device_failure(&error))?;
     let identity = namespace.model_and_serial().map(|(model, serial)| (model.to_owned(), serial.to_owned()));
     with_namespace!(&namespace, namespace => {
@@ -161,9 +172,11 @@ fn create_as(
     size: u64,
     new: &NewDevice<'_>,
 ) -> Result<(Superblock, &'static str), String> {
-    let namespace: AnyNamespace =
-        device_path::open(unfinished, OpenOptions { create_size: Some(size), ..OpenOptions::default() })
-            .map_err(|error| error.to_string())?;
+    let namespace: AnyNamespace = device_path::open(
+        unfinished,
+        OpenOptions { engine: new.engine, create_size: Some(size), ..OpenOptions::default() },
+    )
+    .map_err(|error| error.to_string())?;
     let made = with_namespace!(&namespace, namespace => write(namespace, new))
         .map_err(|text| format!("{}: {text}", path.display()))?;
     drop(namespace);
@@ -185,7 +198,7 @@ fn create_as(
 }
 
 /// Creates the device that `serve` was asked for.
-pub(super) fn create_for_serve(path: &Path, size: u64) -> Result<(), String> {
-    let new = NewDevice { shard_count: SHARD_COUNT_DEFAULT, label: "", is_written: true };
+pub(super) fn create_for_serve(path: &Path, size: u64, engine: Option<EngineName>) -> Result<(), String> {
+    let new = NewDevice { engine, shard_count: SHARD_COUNT_DEFAULT, label: "", is_written: true };
     create(path, size, &new).map(|_| ())
 }

@@ -3,18 +3,21 @@
 //! Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused
 //! for safety; `check` and `salvage` add 4 (damage found) and 8 (could not run).
 
+mod bench;
 mod check;
 mod config_file;
 mod device;
 mod device_path;
 mod doctor;
 mod dump;
+mod engine_name;
 mod export;
 mod format;
 mod inspect;
 mod memory;
 mod node_client;
 mod progress;
+mod qualify;
 mod salvage;
 mod serve;
 
@@ -25,6 +28,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use self::engine_name::EngineName;
 use crate::engine::durability::Durability;
 use crate::limits::{CONNECTION_COUNT_MAX, REACTOR_COUNT_MAX, SHARD_COUNT_DEFAULT, SHARD_COUNT_MAX};
 use crate::reactor::cores::CoreList;
@@ -57,19 +61,13 @@ enum Command {
     Inspect(inspect::InspectArgs),
     /// NVMe controllers: show them, give them to user space and back.
     Device(device::DeviceArgs),
+    /// Measure what I/O engines get of a device: reads and writes over queue depth, and durable writes.
+    Bench(bench::BenchArgs),
+    /// Try out whether a device does what durability rests on, as far as software can see, and measure it: exit code 0 when nothing
+    /// failed.
+    Qualify(qualify::QualifyArgs),
     /// Look at this machine and explain what keeps a node from running well: exit code 0 when `serve` on a file works.
     Doctor(doctor::DoctorArgs),
-}
-
-/// How a device is read and written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum EngineName {
-    /// io_uring with O_DIRECT.
-    Uring,
-    /// pread, pwrite and fdatasync, one at a time.
-    Sync,
-    /// SPDK, on NVMe controllers that this process owns; what a transport id means anyway.
-    Spdk,
 }
 
 /// When the device is told which space is free.
@@ -114,7 +112,8 @@ struct ServeArgs {
     /// several namespaces [default: ./basalt.img]
     #[arg(long, value_name = "PATH")]
     device: Option<PathBuf>,
-    /// How it is read and written [default: spdk for a controller; else uring, or sync where io_uring is forbidden]
+    /// How it is read and written: uring, aio, pool, sync, buffered or spdk; uring with +registered, +unregistered, +sqpoll or
+    /// +iopoll behind it [default: spdk for a controller; else uring, or sync where io_uring is forbidden]
     #[arg(long, value_name = "ENGINE")]
     engine: Option<EngineName>,
     /// Size of a file that is created, such as 4GiB [default: 4GiB]
@@ -166,6 +165,9 @@ struct FormatArgs {
     /// File, block device or NVMe controller (as for serve); a file that is not there is created
     #[arg(long, value_name = "PATH")]
     device: PathBuf,
+    /// How it is written (as for serve); the device is the same whichever it is
+    #[arg(long, value_name = "ENGINE")]
+    engine: Option<EngineName>,
     /// Size of a file that is created, such as 4GiB [default: 4GiB]
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     size: Option<u64>,
@@ -193,6 +195,9 @@ struct CheckArgs {
     /// File, block device or NVMe controller, as for serve
     #[arg(long, value_name = "PATH")]
     device: PathBuf,
+    /// How it is read (as for serve)
+    #[arg(long, value_name = "ENGINE")]
+    engine: Option<EngineName>,
     /// Report as JSON.
     #[arg(long)]
     json: bool,
@@ -265,6 +270,8 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Restore(args) => dump::restore(&args),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Device(args) => device::device(&args),
+        Command::Bench(args) => bench::bench(&args),
+        Command::Qualify(args) => qualify::qualify(&args),
         Command::Doctor(args) => doctor::doctor(&args),
     }
     .into()

@@ -9,8 +9,9 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::device_path::{self, OpenOptions, with_namespace};
+use super::engine_name::EngineName;
 use super::progress::Progress;
-use super::{EngineName, Exit, ServeArgs, config_file, fail, format, memory, note, say};
+use super::{Exit, ServeArgs, config_file, fail, format, memory, note, say};
 use crate::device::Namespace;
 use crate::engine::device_format::OpenError;
 use crate::format::superblock::NoQuorum;
@@ -31,6 +32,9 @@ pub(super) fn serve(mut args: ServeArgs) -> Exit {
         && let Err(text) = config_file::apply(&mut args, &path)
     {
         return fail(Exit::Usage, text);
+    }
+    if let Some(why) = args.engine.and_then(EngineName::why_not_served) {
+        return fail(Exit::Refused, why);
     }
     let listen = args.listen.unwrap_or_else(|| SocketAddr::from(LISTEN_DEFAULT));
     if !listen.ip().is_loopback() && !args.allow_remote_clients {
@@ -123,7 +127,7 @@ fn prepare_device(path: &Path, args: &ServeArgs) -> Result<(), (Exit, String)> {
     if path.symlink_metadata().is_err() {
         let size = size.unwrap_or(format::SIZE_DEFAULT);
         note(format!("{} is not there: creating it with {}", path.display(), size::show(size)));
-        return format::create_for_serve(path, size).map_err(|text| (Exit::Failed, text));
+        return format::create_for_serve(path, size, args.engine).map_err(|text| (Exit::Failed, text));
     }
     // A file that is there keeps its size; saying another one is a mistake that must not pass unnoticed.
     if let Some(size) = size

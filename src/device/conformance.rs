@@ -3,20 +3,24 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::file::FileOptions;
+use super::kernel::{KernelEngine, KernelNamespace};
 use super::sim::random::Random;
 use super::sim::{SimConfig, SimDisk};
 use super::sync::SyncNamespace;
 use super::uring::UringNamespace;
-use super::{Deallocate, Device, DeviceError, DmaBuf, Io, IoDone, IoError, IoOp, Namespace, Refusal, Token};
+use super::uring_options::{RegisteredBuffers, UringOptions};
+use super::{
+    Blocks, Deallocate, Device, DeviceError, DmaBuf, Io, IoDone, IoError, IoOp, Namespace, Refusal, Token,
+};
 
 const SIZE: u64 = 8 << 20;
 
-fn submit(device: &mut impl Device, token: u64, op: IoOp) {
+fn submit(device: &mut (impl Device + ?Sized), token: u64, op: IoOp) {
     device.submit(Io { token: Token(token), op }).unwrap();
 }
 
 /// Polls until something has finished, sleeping on the wake descriptor where there is one.
-fn wait(device: &mut impl Device, done: &mut Vec<IoDone>) {
+fn wait(device: &mut (impl Device + ?Sized), done: &mut Vec<IoDone>) {
     // About hangs, not about speed.
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
     while std::time::Instant::now() < deadline {
@@ -37,7 +41,7 @@ fn wait(device: &mut impl Device, done: &mut Vec<IoDone>) {
     panic!("nothing finished");
 }
 
-pub(super) fn drain(device: &mut impl Device) -> Vec<IoDone> {
+pub(super) fn drain(device: &mut (impl Device + ?Sized)) -> Vec<IoDone> {
     let mut done = Vec::new();
     while device.in_flight() > 0 {
         wait(device, &mut done);
@@ -45,20 +49,20 @@ pub(super) fn drain(device: &mut impl Device) -> Vec<IoDone> {
     done
 }
 
-fn run(device: &mut impl Device, op: IoOp) -> Result<Option<DmaBuf>, IoError> {
+fn run(device: &mut (impl Device + ?Sized), op: IoOp) -> Result<Option<DmaBuf>, IoError> {
     submit(device, 77, op);
     let done = drain(device).pop().unwrap();
     assert_eq!(done.token, Token(77));
     done.status.map(|()| done.buf)
 }
 
-fn write(device: &mut impl Device, offset: u64, size: usize, byte: u8, fua: bool) {
+fn write(device: &mut (impl Device + ?Sized), offset: u64, size: usize, byte: u8, fua: bool) {
     let mut buf = device.allocate(size).unwrap();
     buf.fill(byte);
     run(device, IoOp::Write { offset, buf, fua }).unwrap();
 }
 
-fn read(device: &mut impl Device, offset: u64, size: usize) -> Vec<u8> {
+fn read(device: &mut (impl Device + ?Sized), offset: u64, size: usize) -> Vec<u8> {
     let buf = device.allocate(size).unwrap();
     run(device, IoOp::Read { offset, buf }).unwrap().unwrap().to_vec()
 }
@@ -232,6 +236,35 @@ fn can_be_dropped_in_flight(mut device: impl Device) {
     assert_eq!(spare.len(), 4096);
 }
 
+/// Dropping a queue does not forget what was submitted and never polled. `open` opens queues on one device.
+pub(super) fn sees_through_what_it_took<D: Device>(mut open: impl FnMut() -> D) {
+    let mut device = open();
+    for token in 0..32 {
+        let mut buf = device.allocate(65_536).unwrap();
+        buf.fill(token as u8 + 1);
+        submit(&mut device, token, IoOp::Write { offset: token * 65_536, buf, fua: false });
+    }
+    drop(device);
+    let mut device = open();
+    for token in 0..32 {
+        assert_eq!(
+            read(&mut device, token * 65_536, 65_536),
+            [token as u8 + 1; 65_536],
+            "write {token} was lost"
+        );
+    }
+}
+
+/// The file behind the device was cut to 8192 bytes: a read across that is an error, and gives its buffer back.
+pub(super) fn reports_a_short_file(device: &mut impl Device) {
+    let buf = device.allocate(16_384).unwrap();
+    submit(device, 1, IoOp::Read { offset: 0, buf });
+    let done = drain(device).pop().unwrap();
+    assert_eq!(done.status, Err(IoError::UnrecoveredRead { offset: 0, size: 16_384 }));
+    assert_eq!(done.buf.unwrap().len(), 16_384);
+    assert_eq!(read(device, 0, 8192), [0; 8192]);
+}
+
 pub(super) fn conforms<D: Device>(mut open: impl FnMut() -> D) {
     reads_back_what_was_written(&mut open());
     refuses_what_is_invalid(&mut open());
@@ -257,20 +290,36 @@ fn sim_conforms() {
     assert_eq!(disk.outstanding_buffers(), 0);
 }
 
-#[test]
-fn sync_conforms() {
+fn kernel_engine_conforms(engine: KernelEngine) {
     let folder = tempfile::tempdir().unwrap();
-    let namespace = SyncNamespace::open(&folder.path().join("a.img"), &create()).unwrap();
+    let namespace = KernelNamespace::open(engine, &folder.path().join("a.img"), Some(SIZE)).unwrap();
+    assert_eq!(namespace.geometry().engine, engine.name());
     conforms(|| namespace.open_queue().unwrap());
 }
 
 #[test]
-fn sync_conforms_through_the_page_cache() {
-    let folder = tempfile::tempdir().unwrap();
-    let options = FileOptions { direct: super::file::DirectIo::Never, ..create() };
-    let namespace = SyncNamespace::open(&folder.path().join("a.img"), &options).unwrap();
-    assert!(!namespace.is_direct());
-    conforms(|| namespace.open_queue().unwrap());
+fn buffered_conforms() {
+    kernel_engine_conforms(KernelEngine::Buffered);
+}
+
+#[test]
+fn sync_conforms() {
+    kernel_engine_conforms(KernelEngine::Sync);
+}
+
+#[test]
+fn pool_conforms() {
+    kernel_engine_conforms(KernelEngine::Pool);
+}
+
+#[test]
+fn aio_conforms() {
+    kernel_engine_conforms(KernelEngine::Aio);
+}
+
+#[test]
+fn mmap_conforms() {
+    kernel_engine_conforms(KernelEngine::Mmap);
 }
 
 #[test]
@@ -281,20 +330,107 @@ fn uring_conforms() {
 }
 
 #[test]
-fn an_image_written_by_one_engine_reads_through_the_other() {
+fn uring_with_a_submission_thread_conforms() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = UringOptions { sqpoll: true, ..UringOptions::default() };
+    let namespace =
+        UringNamespace::open_with_options(&folder.path().join("a.img"), &create(), options).unwrap();
+    assert_eq!(namespace.geometry().engine, "uring+sqpoll");
+    conforms(|| namespace.open_queue().unwrap());
+}
+
+#[test]
+fn uring_without_registered_buffers_conforms() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = UringOptions { buffers: RegisteredBuffers::Never, ..UringOptions::default() };
+    let namespace =
+        UringNamespace::open_with_options(&folder.path().join("a.img"), &create(), options).unwrap();
+    assert!(!namespace.geometry().registered_buffers);
+    conforms(|| namespace.open_queue().unwrap());
+}
+
+/// The claim of a file, and a queue.
+type Opened = (Box<dyn std::any::Any>, Box<dyn Device>);
+
+/// An engine's name, and opening the file with it.
+type Rung<'a> = (&'static str, Box<dyn Fn() -> Opened + 'a>);
+
+fn ladder(path: &std::path::Path) -> Vec<Rung<'_>> {
+    let mut rungs: Vec<Rung<'_>> = Vec::new();
+    for engine in KernelEngine::ALL {
+        let open = move || -> Opened {
+            let namespace = KernelNamespace::open(engine, path, None).unwrap();
+            let queue = Box::new(namespace.open_queue().unwrap());
+            (Box::new(namespace), queue)
+        };
+        rungs.push((engine.name(), Box::new(open)));
+    }
+    let unregistered = UringOptions { buffers: RegisteredBuffers::Never, ..UringOptions::default() };
+    let sqpoll = UringOptions { sqpoll: true, ..UringOptions::default() };
+    for options in [UringOptions::default(), unregistered, sqpoll] {
+        let open = move || -> Opened {
+            let namespace =
+                UringNamespace::open_with_options(path, &FileOptions::default(), options).unwrap();
+            let queue = Box::new(namespace.open_queue().unwrap());
+            (Box::new(namespace), queue)
+        };
+        rungs.push((options.engine(), Box::new(open)));
+    }
+    rungs
+}
+
+#[test]
+fn an_image_goes_through_every_pair_of_engines() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.img");
-    let through_uring = || UringNamespace::open(&path, &FileOptions::default()).unwrap();
-    let through_sync = || SyncNamespace::open(&path, &FileOptions::default()).unwrap();
     SyncNamespace::open(&path, &create()).unwrap();
-    write(&mut through_uring().open_queue().unwrap(), 8192, 16_384, 1, false);
-    let namespace = through_sync();
-    let mut device = namespace.open_queue().unwrap();
-    assert_eq!(read(&mut device, 8192, 16_384), [1; 16_384]);
-    write(&mut device, 12_288, 4096, 2, false);
-    drop((device, namespace));
-    let found = read(&mut through_uring().open_queue().unwrap(), 8192, 16_384);
-    assert!(found[..4096] == [1; 4096] && found[4096..8192] == [2; 4096] && found[8192..] == [1; 8192]);
+    let rungs = ladder(&path);
+    let mut byte = 0;
+    for (first, open_first) in &rungs {
+        for (second, open_second) in &rungs {
+            byte = byte % 250 + 2;
+            let (claim, mut device) = open_first();
+            write(&mut *device, 8192, 16_384, byte, false);
+            run(&mut *device, IoOp::Flush).unwrap();
+            drop((device, claim));
+            let (claim, mut device) = open_second();
+            assert_eq!(read(&mut *device, 8192, 16_384), [byte; 16_384], "{first}, then {second}");
+            write(&mut *device, 12_288, 4096, byte + 1, byte.is_multiple_of(4));
+            run(&mut *device, IoOp::Flush).unwrap();
+            drop((device, claim));
+            let (_claim, mut device) = open_first();
+            let found = read(&mut *device, 8192, 16_384);
+            let parts = [(0..4096, byte), (4096..8192, byte + 1), (8192..16_384, byte)];
+            for (part, byte) in parts {
+                assert!(
+                    found[part].iter().all(|found| *found == byte),
+                    "{first}, {second}, then {first} again"
+                );
+            }
+        }
+    }
+    assert_eq!(rungs.len(), 8);
+}
+
+#[test]
+fn every_engine_says_what_it_waits_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.img");
+    SyncNamespace::open(&path, &create()).unwrap();
+    for (name, open) in ladder(&path) {
+        let (_claim, device) = open();
+        let geometry = device.geometry();
+        let expected = match name {
+            "buffered" | "sync" | "mmap" => Blocks::ALWAYS,
+            "aio" => Blocks { append: true, ..Blocks::NEVER },
+            _ => Blocks::NEVER,
+        };
+        assert_eq!((geometry.engine, geometry.blocks), (name, expected));
+        assert!((1..=4096).contains(&geometry.memory_alignment), "{name}: {}", geometry.memory_alignment);
+        let is_cached = matches!(name, "buffered" | "mmap");
+        assert_eq!(geometry.memory_alignment == 1, is_cached, "{name}: {}", geometry.memory_alignment);
+        assert!(geometry.atomic_size >= 512 && geometry.atomic_size <= geometry.block_size, "{name}");
+    }
 }
 
 #[test]

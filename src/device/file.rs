@@ -17,16 +17,17 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
+use rustix::fs::{AtFlags, FallocateFlags, FlockOperation, OFlags, StatxFlags};
 use rustix::io::Errno;
 
+use super::block_queue::BlockQueue;
 use super::buffer::DmaBuf;
-use super::{Deallocate, DeviceError, Geometry, IoError};
+use super::{Blocks, Deallocate, DeviceError, Geometry, IoError, IoOp, check};
 use crate::limits;
 
 /// The block size of files, and of block devices with logical blocks of up to this size.
@@ -111,6 +112,11 @@ impl ClaimedFile {
         Arc::clone(&self.poison)
     }
 
+    /// What sysfs says of the block device that it is on, or is.
+    pub fn block_queue(&self) -> Option<BlockQueue> {
+        BlockQueue::of(&self.file)
+    }
+
     /// A file description for one queue.
     pub fn open_description(&self) -> Result<File, DeviceError> {
         use std::os::fd::AsRawFd;
@@ -154,13 +160,39 @@ impl FlushPoison {
     }
 }
 
+/// The typed result of an operation that the kernel has finished. Sets the poison where what was written may be lost.
+pub(super) fn status(op: &IoOp, outcome: Result<(), Errno>, poison: &FlushPoison) -> Result<(), IoError> {
+    let (offset, size) = check::range(op).unwrap_or_default();
+    let Err(errno) = outcome else {
+        // Another flush may have failed meanwhile, and taken with it what this one was to make durable.
+        let is_void = matches!(op, IoOp::Flush) && poison.is_set();
+        return if is_void { Err(FlushPoison::error()) } else { Ok(()) };
+    };
+    match op {
+        IoOp::Flush => {
+            poison.set();
+            Err(IoError::FlushFailed { cause: std::io::Error::from(errno).to_string() })
+        }
+        _ if errno == Errno::CANCELED => Err(IoError::Aborted),
+        IoOp::Read { .. } => Err(read_error(offset, size, errno)),
+        IoOp::Write { fua, .. } => {
+            if *fua {
+                // It may have been the flush inside the write that failed.
+                poison.set();
+            }
+            Err(write_error(offset, size, errno))
+        }
+        IoOp::Deallocate { .. } => Err(write_error(offset, size, errno)),
+    }
+}
+
 /// The typed error of a failed read.
-pub(super) fn read_error(offset: u64, size: u64, errno: Errno) -> IoError {
+fn read_error(offset: u64, size: u64, errno: Errno) -> IoError {
     if is_gone(errno) { IoError::Gone } else { IoError::UnrecoveredRead { offset, size } }
 }
 
 /// The typed error of a failed write.
-pub(super) fn write_error(offset: u64, size: u64, errno: Errno) -> IoError {
+fn write_error(offset: u64, size: u64, errno: Errno) -> IoError {
     if is_gone(errno) {
         return IoError::Gone;
     }
@@ -363,7 +395,8 @@ fn describe(
         fua: true,
         atomic_size: logical_size,
         deallocate,
-        blocking: true,
+        blocks: Blocks::ALWAYS,
+        memory_alignment: if is_direct { memory_alignment(&file, logical_size) } else { 1 },
         registered_buffers: false,
         depth: limits::DEVICE_DEPTH as u32,
         partition_block_size: logical_size,
@@ -375,6 +408,12 @@ fn try_direct_unless(direct: DirectIo, file: &File, block_size: u32) -> std::io:
     if direct == DirectIo::Never { Ok(()) } else { try_direct(file, block_size) }
 }
 
+/// What O_DIRECT asks of the addresses of buffers, as far as the kernel says (Linux 6.1).
+fn memory_alignment(file: &File, logical_size: u32) -> u32 {
+    let asked = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN);
+    asked.ok().map(|found| found.stx_dio_mem_align).filter(|align| *align > 0).unwrap_or(logical_size)
+}
+
 /// Punches a hole beyond the end, which changes nothing, to hear whether the file system can.
 fn can_punch_holes(file: &File, size: u64) -> bool {
     let beyond = size.next_multiple_of(u64::from(BLOCK_SIZE));
@@ -384,17 +423,13 @@ fn can_punch_holes(file: &File, size: u64) -> bool {
 
 /// Whether the kernel says that the drive under a block device has no volatile cache. Anything unclear is no.
 fn is_write_through(file: &File) -> bool {
-    let Ok(metadata) = file.metadata() else { return false };
-    let (major, minor) = (rustix::fs::major(metadata.rdev()), rustix::fs::minor(metadata.rdev()));
-    // A partition has no queue of its own: its disk is one level up.
-    ["queue/write_cache", "../queue/write_cache"].iter().any(|attribute| {
-        std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/{attribute}"))
-            .is_ok_and(|mode| mode.trim() == "write through")
-    })
+    BlockQueue::of(file).and_then(|queue| queue.attribute("write_cache")).as_deref() == Some("write through")
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     fn open(path: &Path, create_size: Option<u64>) -> Result<ClaimedFile, DeviceError> {

@@ -6,7 +6,7 @@
 //! Invariants:
 //! - Buffers move in with a submission and out with its completion (or its refusal). Nothing that a device may still
 //!   read or write can be freed from outside.
-//! - `submit` never waits for the device on engines whose geometry says `blocking: false`.
+//! - `submit` never waits for the device on engines whose geometry says that it does not ([`Blocks`]).
 //! - There are no barriers: ordering is completion, then submission. Two in-flight writes never overlap; the caller
 //!   guarantees it and `sim` asserts it.
 //! - A completed write is durable only after a later flush completed, unless the geometry says that there is no
@@ -14,7 +14,9 @@
 //! - A failed flush is final: every later flush on any queue of the namespace fails, because what the failed one lost can't
 //!   be known, and may have been written through another queue.
 
+pub mod aio;
 mod arena;
+pub mod block_queue;
 pub mod blocking;
 pub mod buffer;
 mod check;
@@ -22,14 +24,20 @@ mod check;
 mod conformance;
 pub mod file;
 mod heap_pool;
+pub mod kernel;
+pub mod mmap;
+pub mod pool;
 pub mod rescue;
 pub mod signature;
 pub mod sim;
 #[cfg(feature = "spdk")]
 pub mod spdk;
 pub mod sync;
+mod transfer;
 pub mod transport_id;
 pub mod uring;
+pub mod uring_options;
+mod workers;
 
 use std::os::fd::BorrowedFd;
 
@@ -46,10 +54,30 @@ pub enum Deallocate {
     Zeroes,
 }
 
+/// Which operations an engine does inside `submit`, so that the caller waits for the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Blocks {
+    /// Reads, and writes to blocks that were written before.
+    pub transfer: bool,
+    /// Writes to blocks of a file that its file system has yet to allocate or to mark as written.
+    pub append: bool,
+    /// Flushes.
+    pub flush: bool,
+    /// Deallocation, which changes how much space a file takes.
+    pub size_change: bool,
+}
+
+impl Blocks {
+    /// Nothing is done inside `submit`.
+    pub const NEVER: Blocks = Blocks { transfer: false, append: false, flush: false, size_change: false };
+    /// Everything is.
+    pub const ALWAYS: Blocks = Blocks { transfer: true, append: true, flush: true, size_change: true };
+}
+
 /// What a device is and can do, read once when it is opened.
 #[derive(Debug, Clone)]
 pub struct Geometry {
-    /// Name of the I/O engine: `sim`, `uring`, `sync`...
+    /// Name of the I/O engine: `sim`, `uring`, `sync`..., with its options.
     pub engine: &'static str,
     /// Bytes of one block, a power of two from 512 to 65536. Offsets and lengths of I/O are multiples of it.
     pub block_size: u32,
@@ -67,8 +95,10 @@ pub struct Geometry {
     pub atomic_size: u32,
     /// What deallocation does.
     pub deallocate: Deallocate,
-    /// `submit` does the I/O itself and returns when it is done.
-    pub blocking: bool,
+    /// What `submit` does itself and returns from when it is done.
+    pub blocks: Blocks,
+    /// What the address of a buffer must be a multiple of; every [`DmaBuf`] is aligned to 4096.
+    pub memory_alignment: u32,
     /// Buffers from `allocate` are registered with the kernel or pinned for DMA.
     pub registered_buffers: bool,
     /// Commands that may be in flight on one queue.
@@ -116,6 +146,24 @@ pub enum IoOp {
         /// Bytes.
         size: u64,
     },
+}
+
+impl IoOp {
+    /// The buffer of a read or write.
+    pub fn into_buf(self) -> Option<DmaBuf> {
+        match self {
+            IoOp::Read { buf, .. } | IoOp::Write { buf, .. } => Some(buf),
+            IoOp::Flush | IoOp::Deallocate { .. } => None,
+        }
+    }
+
+    /// Bytes that the operation moves.
+    pub fn transfer_size(&self) -> usize {
+        match self {
+            IoOp::Read { buf, .. } | IoOp::Write { buf, .. } => buf.len(),
+            IoOp::Flush | IoOp::Deallocate { .. } => 0,
+        }
+    }
 }
 
 /// One operation on its way to a device.

@@ -1,6 +1,7 @@
-//! The `sync` engine: pread, pwrite and fdatasync, done inside `submit`.
+//! The engines `sync` and `buffered`: pread, pwrite and fdatasync, done inside `submit`; the one around the page cache where
+//! the file system allows it, the other through it.
 //!
-//! The simplest engine that is right, for machines without io_uring and for comparison. Completions wait for the next
+//! The simplest engines that are right, for machines without io_uring and for comparison. Completions wait for the next
 //! `poll`, so that callers see the same life of an operation as with any other engine.
 
 use std::fs::File;
@@ -9,13 +10,11 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use rustix::fs::FallocateFlags;
-use rustix::io::{Errno, ReadWriteFlags};
-
-use super::file::{ClaimedFile, FileOptions, FlushPoison, read_error, write_error};
+use super::file::{self, ClaimedFile, DirectIo, FileOptions, FlushPoison};
 use super::heap_pool::HeapPool;
 use super::{
-    Deallocate, Device, DeviceError, DmaBuf, Geometry, Io, IoDone, IoError, IoOp, Namespace, Rejected, check,
+    Blocks, Deallocate, Device, DeviceError, DmaBuf, Geometry, Io, IoDone, IoError, IoOp, Namespace,
+    Rejected, check, transfer,
 };
 use crate::limits;
 
@@ -27,10 +26,11 @@ pub struct SyncNamespace {
 }
 
 impl SyncNamespace {
-    /// Opens and claims what `path` names.
+    /// Opens and claims what `path` names: `buffered` when it is never to go around the page cache, else `sync`.
     pub fn open(path: &Path, options: &FileOptions) -> Result<SyncNamespace, DeviceError> {
         let claimed = ClaimedFile::open(path, options)?;
-        let geometry = Geometry { engine: "sync", blocking: true, ..claimed.geometry().clone() };
+        let engine = if options.direct == DirectIo::Never { "buffered" } else { "sync" };
+        let geometry = Geometry { engine, blocks: Blocks::ALWAYS, ..claimed.geometry().clone() };
         Ok(SyncNamespace { claimed, geometry })
     }
 
@@ -79,84 +79,16 @@ pub struct SyncDevice {
 }
 
 impl SyncDevice {
-    fn run(&self, op: IoOp) -> (Option<DmaBuf>, Result<(), IoError>) {
-        match op {
-            IoOp::Read { offset, mut buf } => {
-                let status = self.read(offset, &mut buf);
-                (Some(buf), status)
-            }
-            IoOp::Write { offset, buf, fua } => {
-                let status = self.write(offset, &buf, fua);
-                if fua && status.is_err() {
-                    // It may have been the flush inside the write that failed.
-                    self.poison.set();
-                }
-                (Some(buf), status)
-            }
-            IoOp::Flush => (None, self.flush()),
-            IoOp::Deallocate { offset, size } => (None, self.deallocate(offset, size)),
-        }
-    }
-
-    fn read(&self, offset: u64, buf: &mut DmaBuf) -> Result<(), IoError> {
-        let size = buf.len();
-        let mut done = 0;
-        while done < size {
-            match rustix::io::pread(&self.file, &mut buf[done..], offset + done as u64) {
-                // The file is shorter than it was when it was opened.
-                Ok(0) => return Err(IoError::UnrecoveredRead { offset, size: size as u64 }),
-                Ok(count) => done += count,
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(read_error(offset, size as u64, errno)),
-            }
-        }
-        Ok(())
-    }
-
-    fn write(&self, offset: u64, buf: &DmaBuf, fua: bool) -> Result<(), IoError> {
-        let flags = if fua { ReadWriteFlags::DSYNC } else { ReadWriteFlags::empty() };
-        let mut done = 0;
-        while done < buf.len() {
-            let rest = [std::io::IoSlice::new(&buf[done..])];
-            match rustix::io::pwritev2(&self.file, &rest, offset + done as u64, flags) {
-                Ok(0) => return Err(write_error(offset, buf.len() as u64, Errno::IO)),
-                Ok(count) => done += count,
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(write_error(offset, buf.len() as u64, errno)),
-            }
-        }
-        Ok(())
-    }
-
-    fn flush(&self) -> Result<(), IoError> {
-        if self.poison.is_set() {
-            return Err(FlushPoison::error());
-        }
-        let flushed = loop {
-            match rustix::fs::fdatasync(&self.file) {
-                Err(Errno::INTR) => {}
-                result => break result,
-            }
+    fn run(&self, op: &mut IoOp) -> Result<(), IoError> {
+        let outcome = match op {
+            IoOp::Read { offset, buf } => transfer::read(&self.file, *offset, buf),
+            IoOp::Write { offset, buf, fua } => transfer::write(&self.file, *offset, buf, *fua),
+            IoOp::Flush if self.poison.is_set() => return Err(FlushPoison::error()),
+            IoOp::Flush => transfer::flush(&self.file),
+            IoOp::Deallocate { .. } if self.geometry.deallocate == Deallocate::None => Ok(()),
+            IoOp::Deallocate { offset, size } => transfer::deallocate(&self.file, *offset, *size),
         };
-        flushed.map_err(|errno| {
-            self.poison.set();
-            IoError::FlushFailed { cause: std::io::Error::from(errno).to_string() }
-        })?;
-        // Another queue's flush may have failed meanwhile, and taken with it what this one was to make durable.
-        if self.poison.is_set() { Err(FlushPoison::error()) } else { Ok(()) }
-    }
-
-    fn deallocate(&self, offset: u64, size: u64) -> Result<(), IoError> {
-        if self.geometry.deallocate == Deallocate::None {
-            return Ok(());
-        }
-        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        loop {
-            match rustix::fs::fallocate(&self.file, flags, offset, size) {
-                Err(Errno::INTR) => {}
-                result => return result.map_err(|errno| write_error(offset, size, errno)),
-            }
-        }
+        file::status(op, outcome, &self.poison)
     }
 }
 
@@ -176,8 +108,9 @@ impl Device for SyncDevice {
         if self.finished.len() >= self.geometry.depth as usize {
             return Err(check::full(io));
         }
-        let (buf, status) = self.run(io.op);
-        self.finished.push(IoDone { token: io.token, buf, status });
+        let Io { token, mut op } = io;
+        let status = self.run(&mut op);
+        self.finished.push(IoDone { token, buf: op.into_buf(), status });
         Ok(())
     }
 

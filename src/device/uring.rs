@@ -7,6 +7,9 @@
 //! - One `poll` enters the kernel once for everything that was submitted since the last one, and not at all when there is
 //!   nothing to submit and no work of the kernel's to run.
 //!
+//! On a ring that is polled (IORING_SETUP_IOPOLL) the kernel takes reads and writes only: flushes and deallocations go to a
+//! helper thread. Nothing wakes who sleeps on such a ring, so it has no wake descriptor.
+//!
 //! The wake descriptor is the ring itself: the kernel makes it readable when completions are waiting. A sleep on it may
 //! also end with EINTR, because the kernel interrupts it to post them: that is a wake like any other.
 
@@ -25,19 +28,17 @@ use rustix::io::Errno;
 use slab::Slab;
 
 use super::arena::{ARENA_SIZE, Arena};
-use super::file::{ClaimedFile, FileOptions, FlushPoison, read_error, write_error};
+use super::block_queue::BlockQueue;
+use super::file::{self, ClaimedFile, FileOptions, FlushPoison};
 use super::heap_pool::HeapPool;
+use super::transfer::RETRY_COUNT_MAX;
+use super::uring_options::{RegisteredBuffers, UringOptions};
+use super::workers::{self, Job, Workers};
 use super::{
-    Deallocate, Device, DeviceError, DmaBuf, Geometry, Io, IoDone, IoError, IoOp, Namespace, Rejected, Token,
-    check,
+    Blocks, Deallocate, Device, DeviceError, DmaBuf, Geometry, Io, IoDone, IoError, IoOp, Namespace,
+    Rejected, Token, check,
 };
 use crate::limits;
-
-/// How often one operation is tried again after EINTR or EAGAIN before that is its error.
-const RETRY_COUNT_MAX: u32 = 64;
-
-/// Seconds that dropping a queue waits for what is in flight. Beyond the kernel's own timeouts of block devices (30 s).
-const DROP_WAIT_SECONDS_MAX: u64 = 120;
 
 /// How completions reach the ring, best first. IORING_SETUP_DEFER_TASKRUN is left out on purpose: measured on 6.18, a
 /// `poll` on the ring's descriptor can then sleep although completions are waiting, since deferred work does not wake it.
@@ -51,10 +52,15 @@ enum RingMode {
 
 const RING_MODES: [RingMode; 2] = [RingMode::Cooperative, RingMode::Plain];
 
+/// Milliseconds without submissions after which the kernel's submission thread sleeps: long enough to be awake under load,
+/// short enough that an idle node costs nothing.
+const SQPOLL_IDLE_MS: u32 = 20;
+
 /// A claimed file or block device, used through io_uring.
 #[derive(Debug)]
 pub struct UringNamespace {
     claimed: ClaimedFile,
+    options: UringOptions,
     geometry: Geometry,
     notes: Mutex<Vec<String>>,
 }
@@ -62,21 +68,35 @@ pub struct UringNamespace {
 impl UringNamespace {
     /// Opens and claims what `path` names, after making sure that io_uring is there.
     pub fn open(path: &Path, options: &FileOptions) -> Result<UringNamespace, DeviceError> {
-        let (ring, _) = build_ring(8, &RING_MODES)?;
-        let registered = register_arena(&ring).map(|_| ring.submitter().unregister_buffers());
+        UringNamespace::open_with_options(path, options, UringOptions::default())
+    }
+
+    /// Opens and claims what `path` names, after making sure that such a ring can be had.
+    pub fn open_with_options(
+        path: &Path,
+        file_options: &FileOptions,
+        options: UringOptions,
+    ) -> Result<UringNamespace, DeviceError> {
+        let (ring, _) = build_ring(8, modes(options), options)?;
+        let registered = register_arena(&ring, options);
+        if let Ok(Some(_)) = &registered {
+            let _ = ring.submitter().unregister_buffers();
+        }
         drop(ring);
-        let claimed = ClaimedFile::open(path, options)?;
-        let mut notes = claimed.notes().to_vec();
-        if let Err(cause) = &registered {
-            notes.push(unregistered_note(cause));
+        let mut notes = Vec::new();
+        let has_registered = note_registration(&registered, options, &mut notes)?;
+        let claimed = ClaimedFile::open(path, file_options)?;
+        notes.splice(0..0, claimed.notes().to_vec());
+        if options.iopoll {
+            is_polled(claimed.block_queue()).map_err(|cause| refused(options, cause))?;
         }
         let geometry = Geometry {
-            engine: "uring",
-            blocking: false,
-            registered_buffers: registered.is_ok(),
+            engine: options.engine(),
+            blocks: Blocks::NEVER,
+            registered_buffers: has_registered,
             ..claimed.geometry().clone()
         };
-        Ok(UringNamespace { claimed, geometry, notes: Mutex::new(notes) })
+        Ok(UringNamespace { claimed, options, geometry, notes: Mutex::new(notes) })
     }
 
     /// Whether I/O goes around the page cache.
@@ -91,31 +111,47 @@ impl UringNamespace {
 
     fn open_with(&self, modes: &[RingMode]) -> Result<UringDevice, DeviceError> {
         let file = self.claimed.open_description()?;
-        let (ring, mode) = build_ring(self.geometry.depth, modes)?;
+        let (ring, mode) = build_ring(self.geometry.depth, modes, self.options)?;
         let is_file_registered = ring.submitter().register_files(&[file.as_raw_fd()]).is_ok();
-        let registered = register_arena(&ring);
-        if let Err(cause) = &registered {
+        let registered = register_arena(&ring, self.options);
+        let has_registered = {
             let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
-            let note = unregistered_note(cause);
-            if !notes.contains(&note) {
-                notes.push(note);
-            }
-        }
-        let geometry = Geometry { registered_buffers: registered.is_ok(), ..self.geometry.clone() };
+            note_registration(&registered, self.options, &mut notes)?
+        };
+        let helper = match self.options.iopoll {
+            true => Some(self.helper(&file)?),
+            false => None,
+        };
+        let geometry = Geometry { registered_buffers: has_registered, ..self.geometry.clone() };
         Ok(UringDevice {
             ring,
+            helper,
+            with_helper: 0,
+            options: self.options,
             flights: Slab::with_capacity(geometry.depth as usize),
             fua_count: 0,
             finished: Vec::new(),
             file,
             is_file_registered,
-            arena: registered.ok(),
+            arena: registered.ok().flatten(),
             heap: HeapPool::new(limits::DMA_SIZE_MAX - ARENA_SIZE),
             poison: self.claimed.poison(),
             is_dead: false,
             geometry,
             mode,
         })
+    }
+}
+
+impl UringNamespace {
+    fn helper(&self, file: &File) -> Result<Workers, DeviceError> {
+        let os = |source| DeviceError::Os {
+            name: self.claimed.name().to_owned(),
+            action: "open a queue on",
+            source,
+        };
+        let event = workers::event().map_err(|errno| os(errno.into()))?;
+        Ok(Workers::new(file.try_clone().map_err(os)?, Arc::new(event), 1))
     }
 }
 
@@ -127,7 +163,7 @@ impl Namespace for UringNamespace {
     }
 
     fn open_queue(&self) -> Result<UringDevice, DeviceError> {
-        self.open_with(&RING_MODES)
+        self.open_with(modes(self.options))
     }
 
     fn name(&self) -> &str {
@@ -135,8 +171,17 @@ impl Namespace for UringNamespace {
     }
 }
 
+/// What is tried: the kernel's own thread knows no task work, and refuses to be asked for it.
+fn modes(options: UringOptions) -> &'static [RingMode] {
+    if options.sqpoll { &[RingMode::Plain] } else { &RING_MODES }
+}
+
 /// Builds a ring in the first of the modes that this kernel has.
-fn build_ring(entries: u32, modes: &[RingMode]) -> Result<(IoUring, RingMode), DeviceError> {
+fn build_ring(
+    entries: u32,
+    modes: &[RingMode],
+    options: UringOptions,
+) -> Result<(IoUring, RingMode), DeviceError> {
     let mut refused = std::io::Error::from(Errno::INVAL);
     for &mode in modes {
         let mut builder = IoUring::builder();
@@ -145,6 +190,12 @@ fn build_ring(entries: u32, modes: &[RingMode]) -> Result<(IoUring, RingMode), D
             RingMode::Cooperative => builder.setup_coop_taskrun().setup_taskrun_flag(),
             RingMode::Plain => &mut builder,
         };
+        if options.sqpoll {
+            builder.setup_sqpoll(SQPOLL_IDLE_MS);
+        }
+        if options.iopoll {
+            builder.setup_iopoll();
+        }
         match builder.build(entries) {
             Ok(ring) => return Ok((ring, mode)),
             Err(error) => {
@@ -156,14 +207,28 @@ fn build_ring(entries: u32, modes: &[RingMode]) -> Result<(IoUring, RingMode), D
             }
         }
     }
-    Err(unavailable(&refused))
+    Err(unavailable(&refused, options))
 }
 
 /// Why there is no ring, and what to do.
-fn unavailable(error: &std::io::Error) -> DeviceError {
+fn unavailable(error: &std::io::Error, options: UringOptions) -> DeviceError {
     let disabled = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
     let is = |errno: Errno| error.raw_os_error() == Some(errno.raw_os_error());
-    let why = if is(Errno::NOSYS) {
+    let is_plain = !options.sqpoll && !options.iopoll;
+    let why = if !is_plain && build_ring(8, &RING_MODES, UringOptions::default()).is_ok() {
+        // It is the option that is refused, not io_uring.
+        let needs = match (options.sqpoll, options.iopoll) {
+            (true, false) => "sqpoll needs Linux 5.11, or 5.4 and the capability CAP_SYS_ADMIN",
+            (false, _) => "iopoll needs Linux 5.1",
+            (true, true) => {
+                "sqpoll needs Linux 5.11, or 5.4 and the capability CAP_SYS_ADMIN, and iopoll 5.1"
+            }
+        };
+        return refused(
+            options,
+            format!("the kernel refuses such a ring ({error}): {needs}; uring alone works"),
+        );
+    } else if is(Errno::NOSYS) {
         "this kernel has no io_uring"
     } else if (is(Errno::PERM) || is(Errno::ACCESS)) && !matches!(disabled.trim(), "" | "0") {
         "the system setting kernel.io_uring_disabled forbids io_uring"
@@ -174,9 +239,46 @@ fn unavailable(error: &std::io::Error) -> DeviceError {
     } else {
         "the kernel refused a ring"
     };
-    DeviceError::EngineUnavailable {
-        engine: "uring",
-        cause: format!("{why} ({error}); the sync engine does without"),
+    refused(options, format!("{why} ({error}); the sync engine does without"))
+}
+
+fn refused(options: UringOptions, cause: String) -> DeviceError {
+    DeviceError::EngineUnavailable { engine: options.engine(), cause }
+}
+
+/// Whether a drive can be asked for completions. Where it can't, kernels either fail each read and write or quietly wait for
+/// interrupts.
+fn is_polled(queue: Option<BlockQueue>) -> Result<(), String> {
+    let Some(queue) = queue else {
+        return Err("iopoll needs a block device, and there is none beneath; leave iopoll out".to_owned());
+    };
+    match queue.attribute("io_poll").as_deref() {
+        Some("1") => Ok(()),
+        _ => Err(format!(
+            "iopoll needs a drive with queues for polling, and queue/io_poll of {} in sysfs does not say 1; of an NVMe drive, the              kernel parameter nvme.poll_queues=N makes them; leave iopoll out",
+            queue.name()
+        )),
+    }
+}
+
+/// Whether buffers are registered, and what is to be said where they could not be.
+fn note_registration(
+    registered: &std::io::Result<Option<Rc<Arena>>>,
+    options: UringOptions,
+    notes: &mut Vec<String>,
+) -> Result<bool, DeviceError> {
+    match registered {
+        Ok(arena) => Ok(arena.is_some()),
+        Err(cause) => {
+            let note = unregistered_note(cause);
+            if options.buffers == RegisteredBuffers::Required {
+                return Err(refused(options, note));
+            }
+            if !notes.contains(&note) {
+                notes.push(note);
+            }
+            Ok(false)
+        }
     }
 }
 
@@ -188,14 +290,17 @@ fn unregistered_note(cause: &std::io::Error) -> String {
     )
 }
 
-/// Registers an arena as the ring's one fixed buffer.
-fn register_arena(ring: &IoUring) -> std::io::Result<Rc<Arena>> {
+/// Registers an arena as the ring's one fixed buffer, unless that is not wanted.
+fn register_arena(ring: &IoUring, options: UringOptions) -> std::io::Result<Option<Rc<Arena>>> {
+    if options.buffers == RegisteredBuffers::Never {
+        return Ok(None);
+    }
     let arena = Arena::new().ok_or(Errno::NOMEM)?;
     let region = libc::iovec { iov_base: arena.base().cast(), iov_len: ARENA_SIZE };
     // SAFETY: the kernel pins the pages itself; the arena outlives the registration because the queue keeps it until
     // after its ring.
     unsafe { ring.submitter().register_buffers(&[region]) }?;
-    Ok(arena)
+    Ok(Some(arena))
 }
 
 fn is_fua(op: &IoOp) -> bool {
@@ -216,6 +321,11 @@ struct Flight {
 pub struct UringDevice {
     /// Declared first and so dropped first: nothing of the kernel's refers to the rest when it goes.
     ring: IoUring,
+    /// Does what a polled ring does not take. Its threads end before the flights go.
+    helper: Option<Workers>,
+    /// Flights that the helper has.
+    with_helper: usize,
+    options: UringOptions,
     flights: Slab<Flight>,
     /// FUA writes among the flights.
     fua_count: usize,
@@ -281,8 +391,10 @@ impl UringDevice {
 
     /// Enters the kernel once where that is of use.
     fn enter(&mut self) {
+        // Where the kernel's thread does not, this one must look for completions at the drive.
+        let is_polling = self.options.iopoll && !self.options.sqpoll && self.flights.len() > self.with_helper;
         let queue = self.ring.submission();
-        let is_idle = queue.is_empty() && !queue.taskrun() && !queue.cq_overflow();
+        let is_idle = queue.is_empty() && !queue.taskrun() && !queue.cq_overflow() && !is_polling;
         drop(queue);
         if is_idle || self.is_dead {
             return;
@@ -299,8 +411,31 @@ impl UringDevice {
         self.is_dead |= !passing.iter().any(|errno| code == Some(errno.raw_os_error()));
     }
 
+    /// Hands an operation to the helper.
+    fn give_to_helper(&mut self, key: usize) {
+        let Some(helper) = &mut self.helper else { return };
+        let flight = &mut self.flights[key];
+        // SAFETY: the flight stays until the end of this very job was collected; when the queue is dropped, `drop` waits for it.
+        let job = unsafe { Job::new(key, &mut flight.op, flight.moved) };
+        match helper.give_one(job) {
+            None => self.with_helper += 1,
+            Some((key, outcome)) => {
+                let one = self.settle(key, outcome);
+                self.finished.push(one);
+            }
+        }
+    }
+
     /// Takes the completions that are there.
     fn reap(&mut self, done: &mut Vec<IoDone>) {
+        if self.with_helper > 0 {
+            let ends = self.helper.as_ref().map(|helper| helper.collect().0).unwrap_or_default();
+            for (key, outcome) in ends {
+                self.with_helper -= 1;
+                let one = self.settle(key, outcome);
+                done.push(one);
+            }
+        }
         loop {
             let next = self.ring.completion().next();
             let Some(completion) = next else { return };
@@ -311,10 +446,7 @@ impl UringDevice {
     /// Settles one completion: the operation is over, or its rest goes back to the kernel.
     fn finish(&mut self, key: usize, result: i32, done: &mut Vec<IoDone>) {
         let flight = &mut self.flights[key];
-        let size = match &flight.op {
-            IoOp::Read { buf, .. } | IoOp::Write { buf, .. } => buf.len(),
-            IoOp::Flush | IoOp::Deallocate { .. } => 0,
-        };
+        let size = flight.op.transfer_size();
         let outcome = match result {
             0.. => {
                 flight.moved += result as usize;
@@ -332,39 +464,15 @@ impl UringDevice {
         }
         // A transfer that moves nothing any more has met the end of a file that was cut short.
         let outcome = if flight.moved < size { outcome.and(Err(Errno::IO)) } else { outcome };
-        let Flight { token, op, .. } = self.flights.remove(key);
-        self.fua_count -= usize::from(is_fua(&op));
-        let status = self.status(&op, outcome);
-        let buf = match op {
-            IoOp::Read { buf, .. } | IoOp::Write { buf, .. } => Some(buf),
-            IoOp::Flush | IoOp::Deallocate { .. } => None,
-        };
-        done.push(IoDone { token, buf, status });
+        let one = self.settle(key, outcome);
+        done.push(one);
     }
 
-    fn status(&self, op: &IoOp, outcome: Result<(), Errno>) -> Result<(), IoError> {
-        let (offset, size) = check::range(op).unwrap_or_default();
-        let Err(errno) = outcome else {
-            // Another flush may have failed meanwhile, and taken with it what this one was to make durable.
-            let is_void = matches!(op, IoOp::Flush) && self.poison.is_set();
-            return if is_void { Err(FlushPoison::error()) } else { Ok(()) };
-        };
-        match op {
-            IoOp::Flush => {
-                self.poison.set();
-                Err(IoError::FlushFailed { cause: std::io::Error::from(errno).to_string() })
-            }
-            _ if errno == Errno::CANCELED => Err(IoError::Aborted),
-            IoOp::Read { .. } => Err(read_error(offset, size, errno)),
-            IoOp::Write { fua, .. } => {
-                if *fua {
-                    // It may have been the flush inside the write that failed.
-                    self.poison.set();
-                }
-                Err(write_error(offset, size, errno))
-            }
-            IoOp::Deallocate { .. } => Err(write_error(offset, size, errno)),
-        }
+    fn settle(&mut self, key: usize, outcome: Result<(), Errno>) -> IoDone {
+        let Flight { token, op, .. } = self.flights.remove(key);
+        self.fua_count -= usize::from(is_fua(&op));
+        let status = file::status(&op, outcome, &self.poison);
+        IoDone { token, buf: op.into_buf(), status }
     }
 
     /// Waits for a completion, a second at most.
@@ -404,8 +512,12 @@ impl Device for UringDevice {
             self.finished.push(IoDone { token, buf: None, status: Err(FlushPoison::error()) });
         } else {
             self.fua_count += usize::from(is_fua(&op));
+            let is_transfer = matches!(op, IoOp::Read { .. } | IoOp::Write { .. });
             let key = self.flights.insert(Flight { token, op, moved: 0, retries: 0 });
-            self.push(key);
+            match is_transfer || self.helper.is_none() {
+                true => self.push(key),
+                false => self.give_to_helper(key),
+            }
         }
         Ok(())
     }
@@ -432,8 +544,9 @@ impl Device for UringDevice {
     }
 
     fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
+        // A polled ring never becomes readable by itself.
         // SAFETY: the ring owns the descriptor and outlives the borrow of `self`.
-        Some(unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) })
+        (!self.options.iopoll).then(|| unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) })
     }
 }
 
@@ -441,10 +554,17 @@ impl Drop for UringDevice {
     #[expect(clippy::print_stderr, reason = "the last words before stopping the process")]
     fn drop(&mut self) {
         let mut done = Vec::new();
-        let limit = Duration::from_secs(DROP_WAIT_SECONDS_MAX);
+        let limit = Duration::from_secs(limits::DROP_WAIT_SECONDS_MAX);
         let mut heard = Instant::now();
         while !self.flights.is_empty() && !self.is_dead && heard.elapsed() < limit {
-            self.wait();
+            match self.options.iopoll {
+                // The kernel would look for completions without end, and knows nothing of the helper.
+                true => {
+                    self.enter();
+                    std::thread::yield_now();
+                }
+                false => self.wait(),
+            }
             self.reap(&mut done);
             if !done.is_empty() {
                 heard = Instant::now();

@@ -159,7 +159,8 @@ fn buffers_beyond_the_arena_are_plain_and_bounded() {
 
 #[test]
 fn refusal_by_the_kernel_says_why() {
-    let message = |errno: Errno| unavailable(&std::io::Error::from(errno)).to_string();
+    let message =
+        |errno: Errno| unavailable(&std::io::Error::from(errno), UringOptions::default()).to_string();
     assert!(message(Errno::NOSYS).contains("no io_uring"));
     assert!(message(Errno::PERM).contains("forbid"));
     assert!(message(Errno::NOMEM).contains("ulimit -l"));
@@ -205,19 +206,87 @@ fn a_seccomp_filter_makes_the_engine_unavailable() {
 fn dropping_a_queue_waits_for_what_it_had_in_flight() {
     let folder = tempfile::tempdir().unwrap();
     let namespace = namespace(&folder);
-    let mut device = namespace.open_queue().unwrap();
-    for token in 0..32 {
-        let mut buf = device.allocate(65_536).unwrap();
-        buf.fill(token as u8 + 1);
-        let op = IoOp::Write { offset: token * 65_536, buf, fua: false };
-        device.submit(Io { token: Token(token), op }).unwrap();
+    conformance::sees_through_what_it_took(|| namespace.open_queue().unwrap());
+}
+
+/// A namespace with the options, whatever sysfs says of the drive: some kernels wait for interrupts where they can't poll.
+fn unchecked(folder: &tempfile::TempDir, options: UringOptions) -> UringNamespace {
+    let mut namespace = namespace(folder);
+    namespace.options = options;
+    namespace.geometry.engine = options.engine();
+    namespace
+}
+
+#[test]
+fn a_polled_ring_conforms_with_the_helper_for_what_it_does_not_take() {
+    for sqpoll in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let options = UringOptions { iopoll: true, sqpoll, ..UringOptions::default() };
+        let namespace = unchecked(&folder, options);
+        let mut device = namespace.open_queue().unwrap();
+        let buf = device.allocate(4096).unwrap();
+        let written = run(&mut device, IoOp::Write { offset: 0, buf, fua: false });
+        // The file system itself writes what it has yet to mark as written, but what was is read by the drive.
+        if run(&mut device, IoOp::Read { offset: 0, buf: written.buf.unwrap() }).status.is_err() {
+            println!(
+                "SKIPPED: a polled ring: the drive under {} has no queues for it",
+                folder.path().display()
+            );
+            continue;
+        }
+        assert!(device.wake_fd().is_none());
+        assert_eq!(run(&mut device, IoOp::Flush).status, Ok(()));
+        drop(device);
+        conformance::conforms(|| namespace.open_queue().unwrap());
+        conformance::sees_through_what_it_took(|| namespace.open_queue().unwrap());
     }
-    // Nothing was polled: it is for the drop to submit them and to see them through.
-    drop(device);
-    let mut device = namespace.open_queue().unwrap();
-    for token in 0..32 {
-        let buf = device.allocate(65_536).unwrap();
-        let done = run(&mut device, IoOp::Read { offset: token * 65_536, buf });
-        assert!(done.buf.unwrap().iter().all(|&byte| byte == token as u8 + 1), "write {token} was lost");
-    }
+}
+
+#[test]
+fn polling_is_refused_where_the_drive_has_no_queues_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.img");
+    drop(namespace(&folder));
+    let queue = BlockQueue::of(&File::open(&path).unwrap());
+    let is_refused = queue.and_then(|queue| queue.attribute("io_poll")).as_deref() != Some("1");
+    let options = UringOptions { iopoll: true, ..UringOptions::default() };
+    let opened = UringNamespace::open_with_options(&path, &FileOptions::default(), options);
+    assert_eq!(opened.is_err(), is_refused, "{opened:?}");
+    let text = opened.map(drop).map_or_else(|error| error.to_string(), |()| is_polled(None).unwrap_err());
+    assert!(text.contains("leave iopoll out"), "{text}");
+}
+
+/// Without the capability that lifts it, and with a limit below what the arena needs.
+#[test]
+fn a_low_limit_of_locked_memory_is_a_note_or_the_refusal_that_was_asked_for() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.img");
+    drop(namespace(&folder));
+    let before = getrlimit(Resource::Memlock);
+    setrlimit(Resource::Memlock, Rlimit { current: Some(64 << 10), ..before }).unwrap();
+    let (noted, refused) = std::thread::spawn(move || {
+        let mut sets = capabilities(None).unwrap();
+        sets.effective.remove(CapabilitySet::IPC_LOCK);
+        set_capabilities(None, sets).unwrap();
+        let open = |buffers| {
+            let options = UringOptions { buffers, ..UringOptions::default() };
+            UringNamespace::open_with_options(&path, &FileOptions::default(), options)
+        };
+        let preferred = open(RegisteredBuffers::Preferred).unwrap();
+        let mut queue = preferred.open_queue().unwrap();
+        let buf = queue.allocate(4096).unwrap();
+        assert_eq!(run(&mut queue, IoOp::Read { offset: 0, buf }).status, Ok(()));
+        assert!(!queue.geometry().registered_buffers);
+        drop(queue);
+        let notes = preferred.notes();
+        drop(preferred);
+        (notes, open(RegisteredBuffers::Required).unwrap_err().to_string())
+    })
+    .join()
+    .unwrap();
+    setrlimit(Resource::Memlock, before).unwrap();
+    assert!(noted.len() == 1 && noted[0].contains("ulimit -l"), "{noted:?}");
+    assert!(refused.contains("uring+registered engine") && refused.contains("ulimit -l"), "{refused}");
 }

@@ -31,7 +31,7 @@ pub use image::Image;
 pub use queue::SimDevice;
 
 use super::heap_pool::HeapPool;
-use super::{Deallocate, Geometry};
+use super::{Blocks, Deallocate, Geometry};
 use crate::limits;
 use medium::Medium;
 use random::mix;
@@ -96,7 +96,8 @@ impl SimConfig {
             fua: self.fua,
             atomic_size: self.tear.size(self.block_size) as u32,
             deallocate: self.deallocate,
-            blocking: false,
+            blocks: Blocks::NEVER,
+            memory_alignment: 1,
             registered_buffers: false,
             depth: self.depth,
             partition_block_size: 512.max(self.block_size.min(4096)),

@@ -2,7 +2,7 @@
 
 use spdk_sys::{basalt_controller_info, basalt_namespace_info};
 
-use crate::device::{Deallocate, Geometry};
+use crate::device::{Blocks, Deallocate, Geometry};
 use crate::limits;
 
 /// The least block that the log uses, so that one image opens on every device.
@@ -62,7 +62,9 @@ pub(super) fn geometry(
             true => Deallocate::Advisory,
             false => Deallocate::None,
         },
-        blocking: false,
+        blocks: Blocks::NEVER,
+        // PRPs of NVMe address memory in steps of a double word.
+        memory_alignment: 4,
         registered_buffers: true,
         // One entry of a queue stays empty, so that full and empty differ.
         depth: queue_size - 1,
