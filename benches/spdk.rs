@@ -402,8 +402,17 @@ fn clock(started: Instant) -> Clock {
 fn value_size(key: &Key) -> usize {
     let room = BLOCK_SIZE - FRAME_HEADER_SIZE;
     let size = |value: &[u8]| {
-        Record { sequence: 0, database: 0, key, value, kind: RecordType::Put, expires_at_ms: 0, batch: None }
-            .size()
+        Record {
+            sequence: 0,
+            database: 0,
+            key,
+            value,
+            kind: RecordType::Put,
+            expires_at_ms: 0,
+            batch: None,
+            long: 0,
+        }
+        .size()
     };
     let zeros = vec![0; room];
     (0..room).rev().find(|length| size(&zeros[..*length]) <= room).unwrap_or(0)
