@@ -345,7 +345,9 @@ impl World {
         match self.random.below(100) {
             0..=29 => {
                 let value = self.value();
-                let expires = match self.random.below(12) {
+                // Long values expire more often: few are ever written, and their chunks go before their records do.
+                let is_long = value.len() as u64 > self.config.chunk_size;
+                let expires = match self.random.below(if is_long { 4 } else { 12 }) {
                     0 => self.clock.unix_ms + 10_000_000,
                     1 => self.clock.unix_ms.saturating_sub(10),
                     _ => 0,
@@ -525,7 +527,7 @@ impl World {
         if let Some((_, open)) = &mut self.clients[owner].open
             && let Some(after) = open.changes.get(key)
             && matches(after)
-            && *after != before
+            && !matches(&before)
         {
             open.seen = true;
             self.probes.hit("an open write was seen by another client");
