@@ -9,7 +9,7 @@
 //! A chunk never changes. Writing a part of a value makes new chunks for the pieces that it touches, and a new manifest.
 //!
 //! Invariants:
-//! - A chunk is live exactly as long as a [`ChunkRef`] to it exists: in a value that a key has, that a reader or a dump still
+//! - A chunk is live exactly as long as a `ChunkRef` to it exists: in a value that a key has, that a reader or a dump still
 //!   reads, or that is being written. Whoever has a value may read it to its end, whatever becomes of the key.
 //! - The record with the manifest is appended behind the chunks that it names, in the same log, so that recovery finds the old
 //!   value or the new one.
