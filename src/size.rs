@@ -22,6 +22,11 @@ pub fn parse(text: &str) -> Result<u64, BadSize> {
     number.checked_mul(1 << shift).ok_or_else(bad)
 }
 
+/// A number of things: `1 shard`, `16 shards`.
+pub fn count(number: u64, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
+}
+
 /// A size in the largest unit that keeps it short: `4.0 GiB`.
 pub fn show(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["bytes", "KiB", "MiB", "GiB", "TiB"];

@@ -413,3 +413,36 @@ fn keys_with_an_expiry_that_were_on_their_way_when_the_flush_failed_are_let_go_o
     let outcome = node.run(&disk, Request::Single(kept, Action::Get));
     assert_eq!(outcome, Some(Outcome::Reply(Reply::Bulk("kept".into()))), "reads go on");
 }
+
+/// What was told to be deallocated and came back with an unknown outcome may happen later, to whatever is there by then.
+#[test]
+fn an_extent_that_may_still_be_deallocated_is_not_used_before_a_restart() {
+    let disk = SimDisk::new(config(), 5);
+    format(&disk, SHARDS, 5);
+    let mut node = boot(&disk).expect("a fresh disk boots");
+    node.set_trim(true);
+    let aborted = FaultKind::Aborted(Keep::None);
+    disk.inject(Fault { nth: 0, op: FaultOp::Deallocate, kind: aborted, sticky: false });
+    let mut random = Random::new(5);
+    let mut put = |node: &mut SimNode| {
+        let mut value = vec![0; 30_000];
+        random.fill(&mut value);
+        let request = Request::Single(key(0, random.index(5)), set(&value));
+        assert_eq!(node.run(&disk, request), Some(Outcome::Reply(Reply::Ok)));
+    };
+    for _ in 0..2_000 {
+        if disk.faults_struck() > 0 {
+            break;
+        }
+        put(&mut node);
+    }
+    assert_eq!(disk.faults_struck(), 1, "nothing was deallocated");
+    let freed = |node: &SimNode| node.stats().map(|stats| stats.gc.extents_freed).sum::<u64>();
+    // Others still come back, and the node lives on what is left.
+    (0..1_000).for_each(|_| put(&mut node));
+    assert!(freed(&node) > 5);
+    let before = node.available_extents();
+    assert!(node.stop(&disk));
+    let node = boot(&disk).expect("it boots again");
+    assert!(node.available_extents() > before, "{} extents, as before", node.available_extents());
+}

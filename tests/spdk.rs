@@ -5,12 +5,15 @@
 
 mod common;
 
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
+use common::load::{Load, Promise};
 use common::node::run;
 use common::nvmf_target::{Backing, Target};
+use common::rng::Rng;
 use common::tools::tool;
-use common::{Node, Options, Reply, call, temp_dir, wait_until};
+use common::{Node, Options, Reply, call, temp_dir};
 
 const MALLOC: Backing = Backing::Malloc { size_mib: 256, block_size: 512 };
 
@@ -39,6 +42,9 @@ fn serve_format_and_check_take_a_transport_id() {
     assert!(node.ready_line.contains("spdk"), "{}", node.ready_line);
     let mut client = node.client();
     assert_eq!(call!(client, "SET", "greeting", "hello"), Reply::ok());
+    let info = call!(client, "INFO", "device").bytes().expect("INFO is a string");
+    let info = String::from_utf8(info).unwrap();
+    assert!(info.contains("health_critical_warning:0x00\r\n"), "{info}");
     // Two nodes on one namespace would destroy it.
     let second = options.try_start().unwrap_err();
     assert!(second.stderr.contains("in use by another process"), "{second}");
@@ -160,38 +166,48 @@ fn cpu_of_two_idle_seconds(node: &Node) -> Duration {
 #[test]
 fn a_target_that_dies_under_load_loses_nothing_acknowledged() {
     let directory = temp_dir();
-    let path = file(&directory, 256 << 20);
+    let path = file(&directory, 1 << 30);
     let mut target = Target::start(&[Backing::File { path, block_size: 4096 }]);
     let options = Options::controller(&target.transport_id(0));
     options.format(&[]).expect_code(0, "format");
-    let node = options.start();
-    let mut client = node.client();
-    let mut acknowledged = 0_u64;
-    let mut died = false;
-    for number in 0..100_000_u64 {
-        if number == 500 {
+    let mut load = Load::new(&mut Rng::from_env("target"), Promise::Acknowledged);
+    load.device_may_fail = true;
+    // The load knows of no other keys.
+    let remove_early = |node: &Node| assert!(!call!(node.client(), "DEL", "early").is_error());
+    for _ in 0..2 {
+        let node = options.start();
+        remove_early(&node);
+        load.verify(&mut node.client());
+        assert_eq!(call!(node.client(), "SET", "early", "value"), Reply::ok());
+        node.stop();
+        // Nothing is in its cache.
+        let node = options.start();
+        let stop = AtomicBool::new(false);
+        let mut read = Reply::Nil;
+        load.run(node.address, &stop, || {
+            std::thread::sleep(Duration::from_millis(300));
             target.kill();
+            std::thread::sleep(Duration::from_millis(200));
             target.restart();
-            died = true;
-        }
-        let reply = call!(client, "SET", format!("key:{number}"), number.to_string());
-        if reply.is_error() {
-            break;
-        }
-        acknowledged = number;
-        if died && number > 1_500 {
-            break;
-        }
+            let begun = Instant::now();
+            while !node.stderr().contains("back after") && begun.elapsed() < Duration::from_secs(60) {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            read = call!(node.client(), "GET", "early");
+            stop.store(true, Ordering::Relaxed);
+        });
+        load.note_kill();
+        let said = node.stderr();
+        assert!(said.contains("resetting the controller") && said.contains("back after"), "{said}");
+        assert_eq!(read, Reply::bulk("value"), "reads go on\n{said}");
+        node.kill9();
     }
-    assert!(acknowledged >= 499, "{acknowledged}\n{}", node.stderr());
-    // The node has not crashed; what it read before, it still answers.
-    wait_until("reads go on", 60, || !call!(node.client(), "GET", "key:1").is_error());
-    node.kill9();
     let node = options.start();
-    let mut client = node.client();
-    for number in 0..=acknowledged {
-        assert_eq!(call!(client, "GET", format!("key:{number}")), Reply::bulk(number.to_string()));
-    }
+    remove_early(&node);
+    load.verify(&mut node.client());
     node.stop();
     options.check().expect_code(0, "check");
+    let seen = &load.coverage;
+    println!("{seen:?}");
+    assert!(seen.acked > 80, "hardly any load: {seen:?}");
 }

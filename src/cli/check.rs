@@ -49,23 +49,23 @@ pub(super) fn check(args: &CheckArgs) -> Exit {
 
 fn print(name: &str, report: &Report) {
     say(format!(
-        "{name}: {}, UUID {}, {} shards, {} of {} extents used, {} keys, {} records in {} frames ({})",
+        "{name}: {}, UUID {}, {}, {} of {} extents used, {}, {} in {} ({})",
         size::show(report.device_size),
         report.uuid,
-        report.shard_count,
+        size::count(report.shard_count.into(), "shard"),
         report.extents_used,
         report.extent_count,
-        report.keys,
-        report.records,
-        report.frames,
+        size::count(report.keys, "key"),
+        size::count(report.records, "record"),
+        size::count(report.frames, "frame"),
         size::show(report.log_bytes)
     ));
     if report.checkpoints > 0 {
-        say(format!("{} checkpoint(s), compared with the log", report.checkpoints));
+        say(format!("{}, compared with the log", size::count(report.checkpoints.into(), "checkpoint")));
     }
     if report.incomplete_checkpoints > 0 {
-        let count = report.incomplete_checkpoints;
-        say(format!("{count} checkpoint(s) cut short: no damage, the next start reads more of the log"));
+        let checkpoints = size::count(report.incomplete_checkpoints.into(), "checkpoint");
+        say(format!("{checkpoints} cut short: no damage, the next start reads more of the log"));
     }
     for copy in &report.bad_superblock_copies {
         say(format!("bad superblock {copy} (the others agree; the next start repairs it)"));

@@ -118,7 +118,7 @@ fn not_for_spdk(path: &Path) -> String {
     let owner = controllers.iter().find(|one| {
         one.namespaces
             .iter()
-            .any(|namespace| namespace.path_name.as_deref().unwrap_or(&namespace.name) == name)
+            .any(|namespace| namespace.name == name || namespace.path_name.as_deref() == Some(&name))
     });
     match owner {
         Some(controller) => format!(
@@ -213,8 +213,8 @@ pub(super) fn findings<N: Namespace>(namespace: &N) -> Result<Vec<String>, Strin
                 if superblock.label.is_empty() { String::new() } else { format!(" '{}'", superblock.label) };
             let uuid = uuid::Uuid::from_bytes(superblock.uuid);
             return Ok(vec![format!(
-                "a Basalt device{label} (UUID {uuid}, started {} times)",
-                superblock.boot
+                "a Basalt device{label} (UUID {uuid}, started {})",
+                crate::size::count(superblock.boot, "time")
             )]);
         }
         Err(OpenError::Superblock(crate::format::superblock::NoQuorum::NotFormatted)) => {}

@@ -29,12 +29,12 @@ pub(super) fn format(args: &FormatArgs) -> Exit {
         Ok((superblock, engine)) => {
             let layout = superblock.layout;
             say(format!(
-                "{}: formatted with {} in {} extents of {}, {} shards, UUID {} ({engine})",
+                "{}: formatted with {} in {} extents of {}, {}, UUID {} ({engine})",
                 args.device.display(),
                 size::show(layout.device_size),
                 layout.extent_count,
                 size::show(layout.extent_size),
-                superblock.shard_count,
+                size::count(superblock.shard_count.into(), "shard"),
                 uuid::Uuid::from_bytes(superblock.uuid)
             ));
             Exit::Done

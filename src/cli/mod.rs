@@ -120,7 +120,7 @@ struct ServeArgs {
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     size: Option<u64>,
     /// Address and port; port 0 lets the kernel choose one [default: 127.0.0.1:6379]
-    #[arg(long, value_name = "ADDRESS:PORT")]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = listen_address)]
     listen: Option<std::net::SocketAddr>,
     /// Cores to pin reactors to, one each, such as 0,1 or 0-3; with a controller they never sleep [default: unpinned
     /// reactors, see --reactors]
@@ -292,4 +292,10 @@ fn note(text: impl Display) {
 fn fail(exit: Exit, text: impl Display) -> Exit {
     let _ = writeln!(std::io::stderr().lock(), "basalt: error: {text}");
     exit
+}
+
+/// An address to listen on. Names are not looked up: what they mean may change.
+fn listen_address(text: &str) -> Result<std::net::SocketAddr, String> {
+    text.parse()
+        .map_err(|_| "it is an IP address and a port, such as 127.0.0.1:6379 or [::1]:6379".to_owned())
 }

@@ -208,10 +208,9 @@ fn serve_on<N: Namespace>(
     let node = node::start(opened, Some(port), &config)?;
     stop_on_signals(&node, signals);
     say(format!(
-        "basalt {}: {summary}, durability {durability}, {} reactor{}, {} of memory, listening on {}",
+        "basalt {}: {summary}, durability {durability}, {}, {} of memory, listening on {}",
         env!("CARGO_PKG_VERSION"),
-        config.cores.len(),
-        if config.cores.len() == 1 { "" } else { "s" },
+        size::count(config.cores.len() as u64, "reactor"),
         size::show(memory_size_max),
         port.address()
     ));
@@ -223,13 +222,12 @@ fn serve_on<N: Namespace>(
 fn summary<N: Namespace>(opened: &Opened<N>) -> String {
     let geometry = opened.namespace.geometry();
     format!(
-        "{} ({}, {}, {} shards), {} key{} recovered from {} of checkpoints and {} of log in {:.2} s",
+        "{} ({}, {}, {}), {} recovered from {} of checkpoints and {} of log in {:.2} s",
         opened.namespace.name(),
         size::show(opened.superblock.layout.device_size),
         geometry.engine,
-        opened.superblock.shard_count,
-        opened.keys,
-        if opened.keys == 1 { "" } else { "s" },
+        size::count(opened.superblock.shard_count.into(), "shard"),
+        size::count(opened.keys, "key"),
         size::show(opened.checkpoint_bytes),
         size::show(opened.log_bytes),
         opened.duration.as_secs_f64()

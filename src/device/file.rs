@@ -355,7 +355,10 @@ fn describe(
     // The end of a block device is its size, as BLKGETSIZE64 would say.
     let size = file.seek(SeekFrom::End(0)).map_err(|source| os(&name, "ask the size of", source))?;
     if size == 0 {
-        return Err(unusable(&name, "it is empty; give a size to create a new file, or name another"));
+        return Err(unusable(
+            &name,
+            "it is empty, and a file that is there keeps its size: remove it, and one is made in its place, with --size or 4 GiB",
+        ));
     }
     if size < DEVICE_SIZE_MIN {
         return Err(unusable(&name, format!("its {size} bytes are too few; the least is {DEVICE_SIZE_MIN}")));

@@ -23,6 +23,7 @@ mod check;
 #[cfg(test)]
 mod conformance;
 pub mod file;
+mod health;
 mod heap_pool;
 pub mod kernel;
 pub mod mmap;
@@ -42,6 +43,7 @@ mod workers;
 use std::os::fd::BorrowedFd;
 
 pub use buffer::DmaBuf;
+pub use health::Health;
 
 /// What happens to deallocated blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -238,6 +240,13 @@ pub enum IoError {
     },
 }
 
+impl IoError {
+    /// Whether the device may have done what it was told, or may still do it.
+    pub fn is_outcome_unknown(&self) -> bool {
+        matches!(self, IoError::Aborted | IoError::Gone)
+    }
+}
+
 /// A finished operation.
 #[derive(Debug)]
 pub struct IoDone {
@@ -285,6 +294,11 @@ pub trait Namespace: Send + Sync + 'static {
 
     /// The device as its user named it, for messages.
     fn name(&self) -> &str;
+
+    /// What the device last said of its wear and health; `None` where it does not tell. Never waits.
+    fn health(&self) -> Option<Health> {
+        None
+    }
 }
 
 /// Why a device could not be opened.

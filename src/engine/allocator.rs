@@ -122,6 +122,11 @@ impl Allocator {
         self.checkpoint_extents.fetch_sub(extents.len() as u32, Ordering::AcqRel);
     }
 
+    /// A checkpoint was given up of which a write may still happen: nobody gets its extents before a restart.
+    pub fn leave_checkpoint(&self, extents: &[u32]) {
+        self.end_checkpoint(extents, true);
+    }
+
     /// Gives up every checkpoint: the log says the same, and its space is wanted. True when there was any, or one is being
     /// written, which then ends soon.
     pub fn drop_checkpoints(&self) -> bool {

@@ -120,6 +120,8 @@ struct Writing {
     bytes: u64,
     in_flight: usize,
     failed: bool,
+    /// One of its writes may still happen.
+    is_loose: bool,
     /// The count of drops when it began.
     drops: u32,
     /// The group whose flush covers all of it, once everything is written.
@@ -239,6 +241,7 @@ impl<D: Device> Engine<D> {
             bytes: 0,
             in_flight: 0,
             failed: false,
+            is_loose: false,
             drops: self.allocator.checkpoint_drops(),
             durable_with: None,
             waiters,
@@ -449,6 +452,7 @@ impl<D: Device> Engine<D> {
         if let Err(error) = status {
             tracing::warn!("{error}; no checkpoint is written this time");
             writing.failed = true;
+            writing.is_loose |= error.is_outcome_unknown();
         }
     }
 
@@ -456,7 +460,11 @@ impl<D: Device> Engine<D> {
         let Some(writing) = self.checkpointer.active.take() else { return };
         probe::hit(Probe::CheckpointGivenUp);
         self.checkpointer.stats.skipped += 1;
-        self.allocator.end_checkpoint(&writing.extents, false);
+        if writing.is_loose {
+            self.allocator.leave_checkpoint(&writing.extents);
+        } else {
+            self.allocator.end_checkpoint(&writing.extents, false);
+        }
         self.end_checkpoint(writing.waiters);
     }
 

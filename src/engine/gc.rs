@@ -401,7 +401,7 @@ impl<D: Device> Engine<D> {
             }
             Moving::Damaged(what) => {
                 tracing::error!(
-                    "extent {} can't be collected and stays as it is: {what}; run `basalt check`",
+                    "extent {} can't be collected and stays as it is: {what}; `basalt check` names all damage once the node is stopped",
                     active.extent
                 );
                 self.collector.stats.abandoned += 1;

@@ -84,7 +84,9 @@ pub enum OpError {
     )]
     MemoryShort,
     /// The record does not match its checksum.
-    #[error("IOERR the stored record of this key is damaged: {detail}; run `basalt check`")]
+    #[error(
+        "IOERR the stored record of this key is damaged: {detail}; `basalt check` names all damage once the node is stopped"
+    )]
     Damaged {
         /// Where and what.
         detail: String,

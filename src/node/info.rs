@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 
 use super::shared::Shared;
+use crate::device::Health;
 use crate::engine::durability::Durability;
 use crate::net::glob;
 use crate::size;
@@ -133,9 +134,9 @@ fn section_fields(shared: &Shared, section: &str) -> Vec<(&'static str, String)>
             let (written, user) = (shared.sum(|f| &f.bytes_written), shared.sum(|f| &f.user_bytes));
             let amplification = if user == 0 { 0.0 } else { written as f64 / user as f64 };
             let available = u64::from(shared.allocator.available_count());
-            vec![
-                ("device", shared.device_name.clone()),
-                ("engine", shared.engine_name.into()),
+            let mut fields = vec![
+                ("device", shared.device.name.clone()),
+                ("engine", shared.device.engine.into()),
                 ("uuid", uuid::Uuid::from_bytes(shared.superblock.uuid).to_string()),
                 ("boot", shared.superblock.boot.to_string()),
                 ("device_bytes", layout.device_size.to_string()),
@@ -158,13 +159,30 @@ fn section_fields(shared: &Shared, section: &str) -> Vec<(&'static str, String)>
                 ("gc_bytes_moved", figure(|f| &f.gc_bytes_moved)),
                 ("gc_bytes_trimmed", figure(|f| &f.gc_bytes_trimmed)),
                 ("gc_abandoned", figure(|f| &f.gc_abandoned)),
-            ]
+            ];
+            if let Some(health) = (shared.device.health)() {
+                fields.extend(health_fields(&health));
+            }
+            fields
         }
         _ => {
             let keys = shared.sum(|f| &f.keys);
             if keys == 0 { Vec::new() } else { vec![("db0", format!("keys={keys},expires=0,avg_ttl=0"))] }
         }
     }
+}
+
+/// What a controller says of itself; other devices say nothing.
+fn health_fields(health: &Health) -> [(&'static str, String); 7] {
+    [
+        ("health_critical_warning", format!("{:#04x}", health.critical_warning)),
+        ("health_temperature_celsius", health.temperature_celsius().to_string()),
+        ("health_available_spare_percent", health.available_spare_percent.to_string()),
+        ("health_used_percent", health.used_percent.to_string()),
+        ("health_media_errors", health.media_errors.to_string()),
+        ("health_unsafe_shutdowns", health.unsafe_shutdowns.to_string()),
+        ("health_power_on_hours", health.power_on_hours.to_string()),
+    ]
 }
 
 /// Bytes of this process that are in memory.
@@ -206,8 +224,8 @@ fn parameters(shared: &Shared, value_size_max: u64) -> Vec<(&'static str, String
         ("maxmemory-policy", "noeviction".into()),
         ("timeout", "0".into()),
         ("proto-max-bulk-len", value_size_max.to_string()),
-        ("device", shared.device_name.clone()),
-        ("engine", shared.engine_name.into()),
+        ("device", shared.device.name.clone()),
+        ("engine", shared.device.engine.into()),
         ("shards", shared.superblock.shard_count.to_string()),
     ]
 }

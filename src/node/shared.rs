@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::memory::MemoryPlan;
+use crate::device::Health;
 use crate::engine::allocator::Allocator;
 use crate::engine::durability::Durability;
 use crate::engine::op::Clock;
@@ -113,16 +114,27 @@ pub struct Recovery {
     pub duration_ms: u64,
 }
 
+/// Asks the device what it last said of its health.
+pub type HealthSource = Box<dyn Fn() -> Option<Health> + Send + Sync>;
+
+/// The device of a node, as INFO names it.
+pub struct DeviceFacts {
+    /// As its user named it.
+    pub name: String,
+    /// The I/O engine.
+    pub engine: &'static str,
+    /// Its health.
+    pub health: HealthSource,
+}
+
 /// State of a node that all its threads see.
 pub struct Shared {
     /// What the device is formatted as.
     pub superblock: Arc<Superblock>,
     /// Free extents.
     pub allocator: Arc<Allocator>,
-    /// The device as its user named it.
-    pub device_name: String,
-    /// The I/O engine.
-    pub engine_name: &'static str,
+    /// The device.
+    pub device: DeviceFacts,
     /// Where it listens.
     pub address: Option<std::net::SocketAddr>,
     /// Connections that the node serves.
@@ -154,7 +166,7 @@ impl Shared {
     pub fn new(
         superblock: Arc<Superblock>,
         allocator: Arc<Allocator>,
-        names: (String, &'static str),
+        device: DeviceFacts,
         recovery: Recovery,
         address: Option<std::net::SocketAddr>,
         config: &super::NodeConfig,
@@ -162,8 +174,7 @@ impl Shared {
         Shared {
             superblock,
             allocator,
-            device_name: names.0,
-            engine_name: names.1,
+            device,
             address,
             connection_count_max: config.connection_count_max,
             memory: MemoryPlan::new(config.memory_size_max, config.cores.len()),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::memory::MemoryPlan;
 use super::reactor::NodeReactor;
-use super::shared::{Control, Recovery, Shared};
+use super::shared::{Control, DeviceFacts, Recovery, Shared};
 use super::{Client, NodeConfig, NodeError, Opened, ShardAnswer, ShardRequest};
 use crate::device::{Device, Namespace};
 use crate::engine::{Engine, ShardState};
@@ -58,9 +58,15 @@ pub fn start<N: Namespace>(
     }
     let device = namespace.name().to_owned();
     let address = port.as_ref().map(|port| port.address());
-    let names = (device.clone(), namespace.geometry().engine);
+    // Weak: who still looks at figures must not keep the device claimed.
+    let asked = Arc::downgrade(&namespace);
+    let facts = DeviceFacts {
+        name: device.clone(),
+        engine: namespace.geometry().engine,
+        health: Box::new(move || asked.upgrade().and_then(|namespace| namespace.health())),
+    };
     let shared =
-        Shared::new(Arc::clone(&superblock), Arc::clone(&allocator), names, recovery, address, config);
+        Shared::new(Arc::clone(&superblock), Arc::clone(&allocator), facts, recovery, address, config);
     let shared = Arc::new(shared);
 
     let (mut ends, mut client_ends) = mesh_with_clients::<ShardRequest, ShardAnswer>(
@@ -124,7 +130,7 @@ pub fn start<N: Namespace>(
                 engine.set_trim(trim.unwrap_or(is_controller));
                 engine
                     .settle(shared.clock())
-                    .map_err(|source| NodeError::Settle { device: shared.device_name.clone(), source })?;
+                    .map_err(|source| NodeError::Settle { device: shared.device.name.clone(), source })?;
                 engine.set_scrub_rate(scrub_rate);
                 NodeReactor::new(Arc::clone(&shared), engine, end, control, listener, sleeper.poller())
                     .map_err(|source| NodeError::Os { action: "watch sockets", source })

@@ -137,7 +137,7 @@ pub(super) fn through_spdk(bdf: Bdf) -> Result<Identity, String> {
         health: found.health.map(|health| HealthReport {
             critical_warning: health.critical_warning,
             // The page counts in Kelvin.
-            temperature_celsius: i32::from(health.temperature_kelvin) - 273,
+            temperature_celsius: health.temperature_celsius(),
             available_spare_percent: health.available_spare_percent,
             used_percent: health.used_percent,
             power_on_hours: health.power_on_hours,

@@ -94,7 +94,8 @@ fn details(system: &System, one: &Controller, inspection: &Inspection) -> Vec<St
 fn shown(namespace: &Namespace, contents: &Contents) -> Vec<String> {
     if let Some(basalt) = &contents.basalt {
         let label = if basalt.label.is_empty() { String::new() } else { format!(" '{}'", basalt.label) };
-        return vec![format!("the Basalt device{label} {}, started {} times", basalt.uuid, basalt.starts)];
+        let starts = size::count(basalt.starts, "time");
+        return vec![format!("the Basalt device{label} {}, started {starts}", basalt.uuid)];
     }
     let is_listed = |what: &&String| {
         !namespace.partitions.iter().any(|one| what.contains(&format!("partition {}", one.name)))

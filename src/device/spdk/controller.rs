@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use spdk_sys::*;
 
+use super::health::{HealthLog, HealthPage};
 use super::{events, recovery};
 use crate::device::DeviceError;
 use crate::device::file::FlushPoison;
@@ -108,25 +109,6 @@ pub(super) struct ControllerInfo {
     pub(super) serial: String,
 }
 
-/// Wear and health, from the SMART / health log page.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Health {
-    /// Bits of what the drive warns of; 0 is none.
-    pub critical_warning: u8,
-    /// Of the controller, in Kelvin.
-    pub temperature_kelvin: u16,
-    /// Of the spare blocks, in percent.
-    pub available_spare_percent: u8,
-    /// Estimated life that is used up, in percent; may exceed 100.
-    pub used_percent: u8,
-    /// Times that power was lost without notice.
-    pub unsafe_shutdowns: u64,
-    /// Unrecovered errors.
-    pub media_errors: u64,
-    /// Hours of operation.
-    pub power_on_hours: u64,
-}
-
 /// The controller as its threads share it.
 pub(super) struct Shared {
     controller: NonNull<spdk_nvme_ctrlr>,
@@ -142,9 +124,15 @@ pub(super) struct Shared {
     pub(super) removed: AtomicBool,
     /// And so it is not there for SPDK any more either.
     detached: AtomicBool,
+    /// The controller failed by itself: what it had in its cache may be gone.
+    pub(super) cache_lost: AtomicBool,
+    /// A queue pair of this generation has completed a command.
+    pub(super) has_worked: AtomicBool,
     /// An event came: the namespace may have changed.
     pub(super) changed: AtomicBool,
     pub(super) stopping: AtomicBool,
+    /// What the controller last said of itself.
+    pub(super) health: HealthLog,
     /// What the namespace was when it was opened; it must be the same after a reset.
     pub(super) identity: Identity,
     admin: Mutex<Option<std::thread::Thread>>,
@@ -169,6 +157,10 @@ unsafe impl Sync for Shared {}
 impl Shared {
     pub(super) fn raw(&self) -> *mut spdk_nvme_ctrlr {
         self.controller.as_ptr()
+    }
+
+    pub(super) fn controller(&self) -> NonNull<spdk_nvme_ctrlr> {
+        self.controller
     }
 
     pub(super) fn state(&self) -> State {
@@ -319,11 +311,16 @@ impl Controller {
             attached: AtomicUsize::new(0),
             removed: AtomicBool::new(false),
             detached: AtomicBool::new(false),
+            cache_lost: AtomicBool::new(false),
+            has_worked: AtomicBool::new(false),
             changed: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
+            health: HealthLog::default(),
             identity: Identity::of(&namespace),
             admin: Mutex::new(None),
         });
+        // SAFETY: the controller lives, and nobody else polls it yet.
+        shared.health.set(unsafe { HealthPage::read(controller) });
         let for_thread = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("nvme-admin".to_owned())
@@ -333,20 +330,6 @@ impl Controller {
         events::register(&shared);
         attached.0 = None;
         Ok(Controller { shared, info, namespace, thread: Some(thread) })
-    }
-
-    /// Reads the health log page. Waits for the controller, so not for a reactor.
-    pub(super) fn health(&self) -> Option<Health> {
-        // As if with a queue pair: it stays while this asks.
-        let generation = self.shared.state().generation;
-        if !self.shared.attach(generation) {
-            return None;
-        }
-        let wait = || std::thread::sleep(Duration::from_millis(1));
-        // SAFETY: the controller lives, see above; its admin thread polls.
-        let health = unsafe { events::read_health(self.shared.controller, wait) };
-        self.shared.detach();
-        health
     }
 }
 

@@ -3,9 +3,10 @@
 #![expect(unsafe_code, reason = "calls into SPDK")]
 
 use std::ffi::{CString, c_char};
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use spdk_sys::{basalt_env_init, basalt_env_options, basalt_log_to};
+use spdk_sys::{basalt_env_init, basalt_env_options, basalt_log_to, basalt_spdk_version};
 
 use crate::device::DeviceError;
 use crate::device::transport_id::TransportId;
@@ -96,7 +97,7 @@ impl Env {
             free if free >= MEMORY_SIZE_MIN && options.memory_size.is_none() => (true, free),
             _ => (false, wanted),
         };
-        if pci.is_some() && !has_hugepages && !has_iommu() {
+        if pci.is_some() && !has_hugepages && !has_iommu(Path::new("/sys/kernel/iommu_groups")) {
             return Err(format!(
                 "a PCIe controller needs hugepages where there is no IOMMU, and {} MiB of them are free on a mounted hugetlbfs \
                  ({} MiB are needed): basalt device bind sets them up, or sysctl vm.nr_hugepages={}",
@@ -136,6 +137,23 @@ impl Env {
     }
 }
 
+/// The first version of SPDK that disables a controller apart from resetting it, as year and month.
+const DISCONNECT_VERSION: u32 = 2301;
+
+/// What an old SPDK can't do for a drive.
+pub(super) fn version_note() -> Option<String> {
+    // SAFETY: it only returns a number.
+    let version = unsafe { basalt_spdk_version() };
+    (version < DISCONNECT_VERSION).then(|| {
+        format!(
+            "SPDK {}.{:02} can't let go of a drive that does not answer any more: the node would hang until it is killed; SPDK \
+             23.01 and newer reset such a drive",
+            version / 100,
+            version % 100
+        )
+    })
+}
+
 /// Bytes of free hugepages of the default size; 0 when no hugetlbfs is mounted to map them from.
 fn free_hugepage_size(meminfo: &str, mounts: &str) -> u64 {
     let figure = |name: &str| -> u64 {
@@ -149,8 +167,12 @@ fn free_hugepage_size(meminfo: &str, mounts: &str) -> u64 {
     if is_mounted { figure("HugePages_Free") * (figure("Hugepagesize") << 10) } else { 0 }
 }
 
-fn has_iommu() -> bool {
-    std::fs::read_dir("/sys/kernel/iommu_groups").is_ok_and(|mut groups| groups.next().is_some())
+/// Whether there is an IOMMU. Where there is none, VFIO makes groups of its own, and names them.
+fn has_iommu(groups: &Path) -> bool {
+    let is_real = |group: &std::fs::DirEntry| {
+        std::fs::read_to_string(group.path().join("name")).map_or(true, |name| name.trim() != "vfio-noiommu")
+    };
+    std::fs::read_dir(groups).is_ok_and(|groups| groups.flatten().any(|group| is_real(&group)))
 }
 
 /// A core that this process may run on: DPDK wants one, although nothing of it stays there.
@@ -193,6 +215,17 @@ mod tests {
         assert_eq!(free_hugepage_size(meminfo, mounts), 512 << 20);
         assert_eq!(free_hugepage_size(meminfo, "tmpfs /dev/hugepages tmpfs rw 0 0\n"), 0);
         assert_eq!(free_hugepage_size("", mounts), 0);
+    }
+
+    #[test]
+    fn groups_of_vfio_without_an_iommu_are_none() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(!has_iommu(directory.path()) && !has_iommu(&directory.path().join("none")));
+        std::fs::create_dir(directory.path().join("0")).unwrap();
+        std::fs::write(directory.path().join("0/name"), "vfio-noiommu\n").unwrap();
+        assert!(!has_iommu(directory.path()));
+        std::fs::create_dir(directory.path().join("1")).unwrap();
+        assert!(has_iommu(directory.path()));
     }
 
     #[test]

@@ -1,31 +1,32 @@
-//! What SPDK calls back with about a controller: events, timeouts, removal, log pages.
+//! What SPDK calls back with about a controller: events, timeouts, removal.
 //!
 //! Callbacks run inside a poll, on whichever thread polls; they store a word or send an abort, and return.
 
 #![expect(unsafe_code, reason = "callbacks from SPDK")]
 
 use std::ffi::c_void;
-use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
 
 use spdk_sys::*;
 
-use super::controller::{Health, Phase, Shared};
+use super::controller::{Phase, Shared};
 
 /// The admin queue's own timeout.
 const ADMIN_TIMEOUT_US: u64 = 30_000_000;
 
-/// How long a log page may take.
-const LOG_PAGE_WAIT: Duration = Duration::from_secs(10);
-
-/// The namespace of a log page that is the controller's.
-const ALL_NAMESPACES: u32 = u32::MAX;
-
 /// Controller status: ready, and fatal.
 const STATUS_READY: u32 = 1 << 0;
 const STATUS_FATAL: u32 = 1 << 1;
+
+/// Controller status: the whole NVM subsystem was reset, which no host of ours asks for.
+const STATUS_SUBSYSTEM_RESET: u32 = 1 << 4;
+
+/// Whether a controller with this status has been through more than a reset by its host, which its cache outlives. All ones
+/// is what a drive without power reads as.
+pub(super) fn has_lost_cache(status: u32) -> bool {
+    status & (STATUS_FATAL | STATUS_SUBSYSTEM_RESET) != 0
+}
 
 /// Has SPDK report to `shared` what happens to its controller.
 pub(super) fn register(shared: &Arc<Shared>) {
@@ -103,6 +104,9 @@ unsafe extern "C" fn on_timeout(
             (false, false) => Some("a command timed out, and the controller is not enabled any more"),
             (false, true) => None,
         };
+        if has_lost_cache(status) {
+            shared.cache_lost.store(true, Ordering::Release);
+        }
         if let Some(why) = why {
             shared.request_reset(state.generation, why);
             return;
@@ -118,77 +122,15 @@ unsafe extern "C" fn on_timeout(
 
 unsafe extern "C" fn on_aborted(_context: *mut c_void, _completion: *const spdk_nvme_cpl) {}
 
-/// A log page on its way.
-struct LogPage {
-    /// `u32::MAX` until the completion's status is there.
-    status: AtomicU32,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-unsafe extern "C" fn on_log_page(context: *mut c_void, completion: *const spdk_nvme_cpl) {
-    // SAFETY: `read_health` gave it, and keeps it until this has run.
-    let page = unsafe { &*context.cast::<LogPage>() };
-    // SAFETY: SPDK gives a completion that lives during the call.
-    let status = unsafe { basalt_completion_status(completion) };
-    page.status.store(status, Ordering::Release);
-}
-
-/// Reads the health log page. `wait` is called until it is there, and lets the admin queue be polled. `None` when the
-/// controller does not give it.
-///
-/// # Safety
-/// The controller lives until this returns.
-pub(super) unsafe fn read_health(controller: NonNull<spdk_nvme_ctrlr>, wait: impl Fn()) -> Option<Health> {
-    let lcore = SPDK_ENV_LCORE_ID_ANY as i32;
-    let size = BASALT_HEALTH_PAGE_SIZE as usize;
-    // SAFETY: the environment is initialised; failure is a null result.
-    let buffer = unsafe { spdk_zmalloc(size, 4096, std::ptr::null_mut(), lcore, SPDK_MALLOC_DMA) };
-    if buffer.is_null() {
-        return None;
+    #[test]
+    fn a_cache_outlives_a_reset_by_its_host_and_nothing_else() {
+        // Ready; not enabled, as after a function-level reset.
+        assert!(!has_lost_cache(STATUS_READY) && !has_lost_cache(0));
+        assert!(has_lost_cache(STATUS_FATAL) && has_lost_cache(STATUS_READY | STATUS_FATAL));
+        assert!(has_lost_cache(STATUS_READY | STATUS_SUBSYSTEM_RESET) && has_lost_cache(u32::MAX));
     }
-    let page = Box::into_raw(Box::new(LogPage { status: AtomicU32::new(u32::MAX) }));
-    // SAFETY: the controller lives; page and buffer live until the completion has been seen, or for ever.
-    let sent = unsafe {
-        spdk_nvme_ctrlr_cmd_get_log_page(
-            controller.as_ptr(),
-            spdk_nvme_log_page::SPDK_NVME_LOG_HEALTH_INFORMATION as u8,
-            ALL_NAMESPACES,
-            buffer,
-            BASALT_HEALTH_PAGE_SIZE,
-            0,
-            Some(on_log_page),
-            page.cast(),
-        )
-    };
-    let deadline = Instant::now() + LOG_PAGE_WAIT;
-    let status = loop {
-        if sent != 0 {
-            break 1;
-        }
-        // SAFETY: it is freed below only.
-        let status = unsafe { &*page }.status.load(Ordering::Acquire);
-        if status != u32::MAX {
-            break status;
-        }
-        if Instant::now() > deadline {
-            // The controller may still write to the buffer: both are left to it.
-            return None;
-        }
-        wait();
-    };
-    let mut raw = basalt_health::default();
-    // SAFETY: the buffer has the bytes of a page.
-    unsafe { basalt_health_decode(buffer, &mut raw) };
-    // SAFETY: the command has completed or was never sent: nobody else has the buffer.
-    unsafe { spdk_free(buffer) };
-    // SAFETY: as above, of the box.
-    drop(unsafe { Box::from_raw(page) });
-    (status == 0).then_some(Health {
-        critical_warning: raw.critical_warning,
-        temperature_kelvin: raw.temperature_kelvin,
-        available_spare_percent: raw.available_spare_percent,
-        used_percent: raw.used_percent,
-        unsafe_shutdowns: raw.unsafe_shutdowns,
-        media_errors: raw.media_errors,
-        power_on_hours: raw.power_on_hours,
-    })
 }

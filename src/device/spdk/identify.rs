@@ -2,18 +2,17 @@
 
 #![expect(unsafe_code, reason = "calls into SPDK")]
 
-use std::time::Duration;
-
-use spdk_sys::{basalt_controller_info, basalt_namespace_info, spdk_nvme_ctrlr_process_admin_completions};
+use spdk_sys::{basalt_controller_info, basalt_namespace_info};
 
 use super::controller::{
-    Attached, Health, active_namespace, active_namespaces, connect, controller_info, namespace_info, text,
+    Attached, active_namespace, active_namespaces, connect, controller_info, namespace_info, text,
     unreachable_cause,
 };
 use super::env::{Env, MEMORY_SIZE_MIN};
-use super::{EnvOptions, claim, events};
-use crate::device::DeviceError;
+use super::health::HealthPage;
+use super::{EnvOptions, claim};
 use crate::device::transport_id::TransportId;
+use crate::device::{DeviceError, Health};
 use crate::limits;
 
 /// A controller and its namespaces.
@@ -92,13 +91,8 @@ pub fn identify(device: &TransportId) -> Result<Identity, DeviceError> {
         Some(NamespaceIdentity::new(id, &namespace_info(namespace)))
     });
     let namespaces = namespaces.collect();
-    let poll = || {
-        // SAFETY: the controller is connected, and this thread alone has it. A failure shows in the page not coming.
-        unsafe { spdk_nvme_ctrlr_process_admin_completions(controller.as_ptr()) };
-        std::thread::sleep(Duration::from_millis(1));
-    };
-    // SAFETY: it is detached after this.
-    let health = unsafe { events::read_health(controller, poll) };
+    // SAFETY: it is detached after this, and this thread alone has it.
+    let health = unsafe { HealthPage::read(controller) };
     Ok(Identity {
         model: info.model,
         serial: info.serial,

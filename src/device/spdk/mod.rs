@@ -11,6 +11,7 @@ mod controller;
 mod dma;
 mod env;
 mod events;
+mod health;
 mod identify;
 mod namespace;
 mod queue;
@@ -23,14 +24,14 @@ use std::fs::File;
 use std::sync::Arc;
 
 use controller::Controller;
-pub use controller::{Health, Timeouts};
+pub use controller::Timeouts;
 use env::Env;
 pub use env::EnvOptions;
 pub use identify::{Identity, NamespaceIdentity, identify};
 pub use queue::SpdkQueue;
 
 use super::transport_id::TransportId;
-use super::{DeviceError, Geometry, Namespace};
+use super::{DeviceError, Geometry, Health, Namespace};
 use crate::limits;
 
 /// How to open a namespace.
@@ -77,11 +78,11 @@ impl SpdkNamespace {
                 namespace::durability_note(&geometry)
             ),
         ];
-        if let Some(health) = controller.health().filter(|health| health.critical_warning != 0) {
-            notes.push(format!(
-                "the drive warns of itself (critical warning {:#04x}, {} % used, {} media errors): replace it soon",
-                health.critical_warning, health.used_percent, health.media_errors
-            ));
+        if !controller.shared.is_fabrics {
+            notes.extend(env::version_note());
+        }
+        if let Some(health) = controller.shared.health.get().filter(|health| health.critical_warning != 0) {
+            notes.push(health::warning(&health));
         }
         Ok(SpdkNamespace {
             name,
@@ -102,11 +103,6 @@ impl SpdkNamespace {
     pub fn model_and_serial(&self) -> (&str, &str) {
         (&self.controller.info.model, &self.controller.info.serial)
     }
-
-    /// The controller's health, where it tells. Waits for it.
-    pub fn health(&self) -> Option<Health> {
-        self.controller.health()
-    }
 }
 
 impl Namespace for SpdkNamespace {
@@ -122,6 +118,10 @@ impl Namespace for SpdkNamespace {
 
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn health(&self) -> Option<Health> {
+        self.controller.shared.health.get()
     }
 }
 

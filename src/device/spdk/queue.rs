@@ -6,9 +6,10 @@
 //! - At most `depth` commands are in flight, so that SPDK queues none in software; when it is out of requests all the same,
 //!   that is a full queue.
 //! - Commands reach the controller in `poll`, with one doorbell for all of them.
-//! - A reset takes nothing from the caller but time: reads are sent again, and so are flushes, as a drive's cache outlives its
-//!   controller's reset; writes are told as aborted, since their outcome is unknown. What was written and not flushed may be
-//!   lost with a target that died: then flushes are poisoned.
+//! - A reset takes nothing from the caller but time: reads are sent again, and so are flushes, as a drive's cache outlives a
+//!   reset by its host; writes are told as aborted, since their outcome is unknown. What was written and not flushed may be
+//!   lost with a target that died, or a drive that failed by itself: then flushes are poisoned.
+//! - Nothing is sent again for ever: a command that each time ends in a reset is given up.
 
 #![expect(unsafe_code, reason = "commands to SPDK, which reads and writes buffers that they name")]
 
@@ -17,6 +18,7 @@ use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -31,8 +33,8 @@ use crate::device::{
     Deallocate, Device, DeviceError, DmaBuf, Geometry, Io, IoDone, IoError, IoOp, Rejected, Token, check,
 };
 
-/// How often a read that failed at the medium is sent again.
-const READ_RETRY_COUNT_MAX: u32 = 3;
+/// How often a read that failed at the medium is sent again, and a read or flush that a reset took back.
+const RETRY_COUNT_MAX: u32 = 3;
 
 /// How often the clock is read while commands are in flight, in polls, and how often their age is looked at.
 const POLLS_PER_CLOCK: u32 = 64;
@@ -83,6 +85,8 @@ pub struct SpdkQueue {
     free: Vec<u32>,
     /// Reads and flushes that wait to be sent again.
     again: VecDeque<Flight>,
+    /// The queue pair has completed nothing yet.
+    is_unproven: bool,
     /// Over, but their buffers wait for the reset.
     held: Vec<IoDone>,
     /// Over without the controller.
@@ -113,6 +117,7 @@ impl SpdkQueue {
             flights: std::iter::repeat_with(|| None).take(geometry.depth as usize).collect(),
             free: (0..geometry.depth).rev().collect(),
             again: VecDeque::new(),
+            is_unproven: true,
             held: Vec::new(),
             finished: Vec::new(),
             writes_completed: 0,
@@ -155,6 +160,7 @@ impl SpdkQueue {
         match (NonNull::new(raw), shared.namespace()) {
             (Some(raw), Some(namespace)) => {
                 self.pair = Some(Pair { raw, namespace, generation: state.generation });
+                self.is_unproven = true;
                 true
             }
             (raw, _) => {
@@ -270,6 +276,10 @@ impl SpdkQueue {
             return;
         }
         self.collect(done, false);
+        if self.is_unproven && code > 0 {
+            self.is_unproven = false;
+            self.controller.shared.has_worked.store(true, Ordering::Release);
+        }
         self.send_again();
         self.check_age(pair);
     }
@@ -289,17 +299,15 @@ impl SpdkQueue {
 
     fn finish(&mut self, mut flight: Flight, status: Status, done: &mut Vec<IoDone>, leaving: bool) {
         let is_held = leaving && status.is_aborted();
-        if is_held && matches!(flight.op, IoOp::Flush) && !self.controller.shared.is_fabrics {
+        let is_worth_more = match flight.op {
+            IoOp::Flush => is_held && !self.controller.shared.is_fabrics,
+            IoOp::Read { .. } => is_held || status.is_worth_another_read(),
+            IoOp::Write { .. } | IoOp::Deallocate { .. } => false,
+        };
+        if is_worth_more && flight.retries < RETRY_COUNT_MAX {
+            flight.retries += 1;
             self.again.push_back(flight);
             return;
-        }
-        if matches!(flight.op, IoOp::Read { .. }) {
-            let is_retry = status.is_worth_another_read() && flight.retries < READ_RETRY_COUNT_MAX;
-            if is_held || is_retry {
-                flight.retries += u32::from(is_retry);
-                self.again.push_back(flight);
-                return;
-            }
         }
         let outcome = self.outcome(&flight, status);
         let Flight { token, op, .. } = flight;
@@ -349,8 +357,9 @@ impl SpdkQueue {
             }
         }
         let shared = &self.controller.shared;
-        // A drive's cache outlives a reset; that of a target may have died with it.
-        let is_lost = shared.is_fabrics && shared.state().phase != Phase::Ready;
+        // A drive's cache outlives a reset by its host; that of a target may have died with it, or a drive by itself.
+        let is_lost = shared.cache_lost.load(Ordering::Acquire)
+            || (shared.is_fabrics && shared.state().phase != Phase::Ready);
         if is_lost && self.geometry.volatile_cache && self.writes_completed > self.writes_flushed {
             shared.poison.set();
         }
@@ -370,7 +379,7 @@ impl SpdkQueue {
             });
             self.held.extend(lost);
             // A drive that is there but could not be reset may still do what it was told: its buffers are never reused.
-            let is_loose = !shared.is_fabrics && !shared.removed.load(std::sync::atomic::Ordering::Acquire);
+            let is_loose = !shared.is_fabrics && !shared.removed.load(Ordering::Acquire);
             for held in self.held.iter_mut().filter(|_| is_loose) {
                 if let Some(buf) = &mut held.buf {
                     let empty = DmaBuf::from_heap(buf.len());

@@ -96,6 +96,12 @@ impl<D: Device> Engine<D> {
             Err(error) => {
                 tracing::warn!("{error}; free space is not given back to the device any more");
                 self.collector.trims = false;
+                // It may still happen, to whatever would be there by then: nobody gets the extent before a restart.
+                if error.is_outcome_unknown()
+                    && let Some(one) = self.shards[at].extents.get_mut(number)
+                {
+                    one.is_left = true;
+                }
             }
         }
         self.give_back(at, number);

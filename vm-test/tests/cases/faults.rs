@@ -283,6 +283,37 @@ pub fn resets_under_load(cores: &str) -> Result<()> {
     })
 }
 
+/// A drive warns of itself while it serves: the node says so in its log, and INFO has the drive's figures.
+#[cfg(feature = "spdk")]
+pub fn warning(engine: Engine) -> Result<()> {
+    case(&format!("warning-{}", engine.name()), |directory| {
+        let rig = Rig::new(engine, directory, false)?;
+        let node = rig.start()?;
+        let mut client = connect(&node);
+        let mut health = |name: &str| {
+            let info = client.call(&[b"INFO", b"device"]).bytes().expect("INFO is a string");
+            let info = String::from_utf8(info).expect("INFO is text");
+            let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            line.unwrap_or_else(|| panic!("no {name} in {info}")).to_owned()
+        };
+        assert_eq!(health("health_critical_warning"), "0x00");
+        // QEMU's own figure, 323 K.
+        assert_eq!(health("health_temperature_celsius"), "50");
+        let spare_below_threshold = 1;
+        let arguments = json!({
+            "path": "/machine/peripheral/nvme0",
+            "property": "smart_critical_warning",
+            "value": spare_below_threshold,
+        });
+        rig.vm.monitor()?.execute("qom-set", arguments)?;
+        node.wait_for("the drive warns of itself", 1)?;
+        assert_eq!(health("health_critical_warning"), "0x01");
+        assert_eq!(health("health_media_errors"), "0");
+        node.stop()?;
+        rig.vm.stop()
+    })
+}
+
 #[test]
 fn uring_serves_errors_after_its_drive_was_removed() -> Result<()> {
     removal(Engine::Uring)

@@ -129,3 +129,8 @@ fn controller_resets_under_load() -> Result<()> {
 fn errors_after_the_drive_was_removed() -> Result<()> {
     faults::removal(Spdk)
 }
+
+#[test]
+fn a_drive_that_warns_of_itself_is_in_the_log_and_in_info() -> Result<()> {
+    faults::warning(Spdk)
+}
