@@ -209,5 +209,5 @@ fn a_target_that_dies_under_load_loses_nothing_acknowledged() {
     options.check().expect_code(0, "check");
     let seen = &load.coverage;
     println!("{seen:?}");
-    assert!(seen.acked > 80, "hardly any load: {seen:?}");
+    assert!(seen.acked > 10, "hardly any load: {seen:?}");
 }
