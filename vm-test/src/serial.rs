@@ -1,7 +1,9 @@
 //! Commands for the guest over its second serial port, with exit codes.
 //!
-//! `guest/init` is the other end. The host sends `NUMBER LIMIT COMMAND` and a line end; the guest answers `=NUMBER CODE SIZE`,
-//! a line end and SIZE bytes, which are the command's standard output and standard error. One command runs at a time.
+//! `guest/init` is the other end. The host sends `NUMBER LENGTH LIMIT COMMAND` and a line end; the guest answers
+//! `=NUMBER CODE SIZE`, a line end and SIZE bytes, which are the command's standard output and standard error. One command runs at
+//! a time. A line whose command has another length was cut on the way: the guest does nothing and answers `?`, and it is sent
+//! again.
 
 use std::io::{Read, Write};
 use std::process::{ChildStdin, ChildStdout};
@@ -10,6 +12,10 @@ use std::time::{Duration, Instant};
 
 /// The guest's first words.
 const HELLO: &str = "basalt-guest\n";
+
+/// What the guest says to a line that was cut on the way, and how often a line is sent.
+const REFUSAL: &str = "?";
+const SENDS_MAX: usize = 4;
 
 /// How long the answer may take beyond the limit that the guest itself keeps.
 const GRACE: Duration = Duration::from_secs(30);
@@ -63,13 +69,22 @@ impl Serial {
     /// Runs a command in the guest; the guest kills it after `limit`.
     pub fn run(&mut self, command: &str, limit: Duration) -> Result<Answer, Silence> {
         assert!(!command.contains('\n'), "a command is one line: {command:?}");
+        // The guest's shell would leave out what is around it.
+        let command = command.trim();
         self.last_number += 1;
         let number = self.last_number;
-        let line = format!("{number} {} {command}\n", limit.as_secs().max(1));
-        self.to_guest.write_all(line.as_bytes()).map_err(|_| Silence::Closed)?;
-        self.to_guest.flush().map_err(|_| Silence::Closed)?;
-        let deadline = Instant::now() + limit + GRACE;
-        let head = self.line(deadline)?;
+        let line = format!("{number} {} {} {command}\n", command.len(), limit.as_secs().max(1));
+        let mut deadline = Instant::now();
+        let mut head = String::new();
+        for _ in 0..SENDS_MAX {
+            self.to_guest.write_all(line.as_bytes()).map_err(|_| Silence::Closed)?;
+            self.to_guest.flush().map_err(|_| Silence::Closed)?;
+            deadline = Instant::now() + limit + GRACE;
+            head = self.line(deadline)?;
+            if head.trim_end() != REFUSAL {
+                break;
+            }
+        }
         let (code, size) = parse_head(&head, number).ok_or_else(|| {
             Silence::Garbled(format!(
                 "{head:?} instead of an answer to number {number}, then {:?}",
@@ -153,6 +168,23 @@ mod tests {
     }
 
     const LIMIT: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_line_that_was_cut_on_the_way_is_not_obeyed_and_sent_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut guest = shell_guest(directory.path());
+        guest.wait_for_hello(LIMIT).unwrap();
+        for cut in ["1 9 60 echo lon\n", "&\n", "ho long\n"] {
+            guest.to_guest.write_all(cut.as_bytes()).unwrap();
+            guest.to_guest.flush().unwrap();
+            assert_eq!(guest.line(Instant::now() + LIMIT).as_deref(), Ok("?\n"), "{cut:?}");
+        }
+        assert_eq!(guest.run("echo long", LIMIT), Ok(Answer { code: 0, output: "long\n".into() }));
+        let mut guest = shell("read a; echo '?'; read number rest; echo \"=$number 0 0\"; read b");
+        assert_eq!(guest.run("true", LIMIT), Ok(Answer { code: 0, output: String::new() }));
+        let mut deaf = shell("while read a; do echo '?'; done");
+        assert!(matches!(deaf.run("true", LIMIT), Err(Silence::Garbled(_))));
+    }
 
     #[test]
     fn commands_give_their_output_and_code() {
