@@ -47,7 +47,7 @@ pub const EXTENT_SIZE_MIN: u64 = 1 << 20;
 
 /// Extents are halved until every shard could hold this many: what each keeps open, what is kept back for deletes and what is kept
 /// free is then a small part of the device, and garbage collection moves so much less.
-pub const EXTENTS_PER_SHARD: u64 = 64;
+pub const EXTENTS_PER_SHARD: u64 = 128;
 
 /// Bytes at each end of a device that stay outside the log: the partition table lives there.
 pub const DEVICE_MARGIN_SIZE: u64 = 1 << 20;

@@ -303,3 +303,28 @@ fn expect_refusal_of_missing(directory: &Path) {
     check(&directory.join("missing.img")).expect_code(8, "check of what is not there");
     assert!(!directory.join("missing.img").exists(), "check made a file");
 }
+
+#[test]
+fn damage_that_a_start_found_is_in_info() {
+    let directory = temp_dir();
+    let path = directory.path().join("found.img");
+    let options = Options::new(&path).size("64MiB");
+    let node = options.start();
+    let value = Rng::new(9).bytes(5_000);
+    assert_eq!(call!(node.client(), "SET", "key", value), Reply::ok());
+    // Killed, so that the next start reads the log.
+    node.kill9();
+    let found = |options: &Options| {
+        let node = options.start();
+        let info = call!(node.client(), "INFO", "persistence").bytes().expect("INFO is a string");
+        let info = String::from_utf8(info).unwrap();
+        node.kill9();
+        info.lines().find_map(|line| line.strip_prefix("recovery_damage:")).map(str::to_owned)
+    };
+    assert_eq!(found(&options).as_deref(), Some("0"));
+    let image = std::fs::read(&path).unwrap();
+    let at = memchr::memmem::find(&image, &value).expect("the value is on the device");
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    file.write_all_at(&[image[at] ^ 1], at as u64).unwrap();
+    assert_eq!(found(&options).as_deref(), Some("1"));
+}

@@ -31,8 +31,10 @@ use crate::probe::{self, Probe};
 use policy::{Candidate, pick};
 use records::Moving;
 
-/// Free extents for new data below which collection begins, as a part of all.
-const FREE_TARGET_DIVISOR: u32 = 20;
+/// Free extents for new data below which collection begins: a part of all, and where that is less than one for each shard, as
+/// shards may fill theirs at the same time, up to a larger part of all.
+const FREE_TARGET_DIVISOR: u32 = 128;
+const FREE_TARGET_DIVISOR_SMALL: u32 = 20;
 
 /// After so many collections it is the oldest extent's turn.
 const OLDEST_EVERY: u32 = 8;
@@ -207,7 +209,9 @@ impl<D: Device> Engine<D> {
     }
 
     fn free_target(&self) -> u32 {
-        (self.allocator.count() / FREE_TARGET_DIVISOR).max(2)
+        let count = self.allocator.count();
+        let of_shards = u32::from(self.superblock.shard_count).min(count / FREE_TARGET_DIVISOR_SMALL);
+        (count / FREE_TARGET_DIVISOR).max(of_shards).max(2)
     }
 
     /// Whether somebody waits for what collection frees.

@@ -47,7 +47,7 @@ pub fn collection_extent_count(shard_count: u16) -> u32 {
     u32::from(shard_count).div_ceil(4)
 }
 
-/// Chooses the sizes for a device: the largest extent, up to 64 MiB, of which every shard could have 64.
+/// Chooses the sizes for a device: the largest extent, up to 64 MiB, of which every shard could have 128.
 pub fn choose(size: u64, shard_count: u16) -> Result<Layout, TooSmall> {
     let overhead = 2 * EXTENTS_OFFSET;
     // One open extent and one reserved one for each shard, and those of garbage collection.
@@ -93,9 +93,9 @@ mod tests {
         for (size, extent_size) in [
             (40u64 << 20, 1u64 << 20),
             ((512 << 20) + 4096, 1 << 20),
-            (4 << 30, 2 << 20),
-            (16 << 30, 8 << 20),
-            (128 << 30, 64 << 20),
+            (4 << 30, 1 << 20),
+            (16 << 30, 4 << 20),
+            (128 << 30, 32 << 20),
             (1 << 40, 64 << 20),
         ] {
             let layout = choose(size, 16).unwrap();

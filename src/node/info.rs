@@ -103,6 +103,7 @@ fn section_fields(shared: &Shared, section: &str) -> Vec<(&'static str, String)>
             ("recovered_checkpoint_bytes", shared.recovery.checkpoint_bytes.to_string()),
             ("recovered_log_bytes", shared.recovery.log_bytes.to_string()),
             ("recovery_ms", shared.recovery.duration_ms.to_string()),
+            ("recovery_damage", shared.recovery.damage_count.to_string()),
             ("checkpoints_written", figure(|f| &f.checkpoints)),
             ("checkpoint_bytes_written", figure(|f| &f.checkpoint_bytes)),
             ("checkpoints_skipped", figure(|f| &f.checkpoints_skipped)),

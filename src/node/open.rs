@@ -25,6 +25,8 @@ pub struct Opened<N> {
     pub states: Vec<ShardState>,
     /// What the user should know: copies repaired, values damaged.
     pub notes: Vec<String>,
+    /// Damaged places and values that were found.
+    pub damage_count: u64,
     /// Tails that were cut.
     pub torn_tails: Vec<TornTail>,
     /// Bytes of log that were read.
@@ -153,6 +155,7 @@ pub fn open<N: Namespace>(
     if let Some(at) = recovery::blocking_damage(&survey, &shards) {
         return Err(NodeError::Unreadable { device, at: Box::new(at.clone()) });
     }
+    let damage_count = damage.len() as u64;
     let mut damage_notes = Vec::new();
     for one in damage {
         damage_notes.push(match &one.key {
@@ -189,6 +192,7 @@ pub fn open<N: Namespace>(
         keys: states.iter().map(ShardState::key_count).sum(),
         states,
         notes,
+        damage_count,
         torn_tails,
         log_bytes,
         checkpoint_bytes,

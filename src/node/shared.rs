@@ -112,6 +112,8 @@ pub struct Recovery {
     pub log_bytes: u64,
     /// Milliseconds that it took.
     pub duration_ms: u64,
+    /// Damaged places and values in what was read.
+    pub damage_count: u64,
 }
 
 /// Asks the device what it last said of its health.

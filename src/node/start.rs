@@ -42,6 +42,7 @@ pub fn start<N: Namespace>(
         checkpoint_bytes: opened.checkpoint_bytes,
         log_bytes: opened.log_bytes,
         duration_ms: opened.duration.as_millis() as u64,
+        damage_count: opened.damage_count,
     };
     let Opened { namespace, superblock, allocator, states, .. } = opened;
     let reactor_count = config.cores.len();
