@@ -22,7 +22,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("net", &["reactor", "ring", "engine::action", "engine::op", "format::slot", "limits"]),
     ("reactor", &["ring", "engine::op", "format::slot", "limits"]),
     ("ring", &["limits"]),
-    ("engine", &["device", "format", "limits", "probe", "size", "sys::prefetch"]),
+    ("engine", &["device", "format", "limits", "probe", "size", "sys::heap", "sys::prefetch"]),
     ("device", &["limits", "pci::Bdf"]),
     // Loads on devices, beside the engine.
     ("measure", &["device", "sys"]),

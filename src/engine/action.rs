@@ -24,7 +24,7 @@ use super::op::{Current, Key, KeyEffect, OpError, Reply, Value};
 pub enum Need {
     /// None of it: the outcome is the same whatever is there.
     Nothing,
-    /// Existence, expiry and length.
+    /// Existence and expiry.
     Meta,
     /// All of it.
     Value,
@@ -170,8 +170,10 @@ impl Action {
             Self::Set { reply: SetReply::Old, .. } => Need::Value,
             Self::Set { expiry: Expiry::Clear | Expiry::At(_), condition: None, .. } => Need::Nothing,
             Self::Set { .. } => Need::Meta,
-            Self::Exists | Self::Type | Self::Strlen | Self::Ttl(_) | Self::Delete => Need::Meta,
+            Self::Exists | Self::Type | Self::Ttl(_) | Self::Delete => Need::Meta,
+            // Only the record itself says how long it is.
             Self::Get
+            | Self::Strlen
             | Self::GetDelete
             | Self::GetExpire(_)
             | Self::Append(_)

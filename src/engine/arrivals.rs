@@ -5,14 +5,14 @@
 
 use super::Engine;
 use super::action::{Action, Need};
-use super::index::Index;
+use super::index::{Index, KeyHash};
 use super::op::{Clock, Key};
 use crate::device::Device;
 
 pub(super) struct Arrival {
     pub(super) at: usize,
     pub(super) token: u64,
-    pub(super) hash: u64,
+    pub(super) hash: KeyHash,
     pub(super) key: Key,
     pub(super) action: Action,
 }
@@ -20,7 +20,7 @@ pub(super) struct Arrival {
 impl<D: Device> Engine<D> {
     pub(super) fn arrive(&mut self, at: usize, token: u64, key: Key, action: Action) {
         let hash = self.shards[at].hash(&key);
-        self.shards[at].index().prefetch_bucket(hash);
+        self.shards[at].index().prefetch_segment(hash.identity());
         self.arrivals.push(Arrival { at, token, hash, key, action });
     }
 
@@ -31,7 +31,7 @@ impl<D: Device> Engine<D> {
         }
         let mut arrivals = std::mem::take(&mut self.arrivals);
         for one in &arrivals {
-            self.shards[one.at].index().prefetch_slots(one.hash);
+            self.shards[one.at].index().prefetch_slots(one.hash.identity());
         }
         for one in arrivals.iter().filter(|one| one.action.need() == Need::Value) {
             self.cache.prefetch(one.hash);

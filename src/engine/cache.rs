@@ -1,8 +1,8 @@
 //! Records that were read or written lately, in memory, so that reading a hot one again needs no device.
 //!
-//! A record never changes: shard and sequence name it for good. The cache is looked up by the key's hash and believed only
-//! where shard and sequence are those of the index, so that nothing has to be invalidated: what was overwritten or deleted
-//! just does not match any more. Which records stay is decided by `quick_cache` (a CLOCK-PRO close to S3-FIFO: what is
+//! The cache is looked up by the key's hash and believed only where all 128 bits of it are the key's and the record is where the
+//! index says. What was overwritten or deleted does not match any more; and as a key's record at a new place replaces, or removes,
+//! what is here of the key, it matches never again, not even when an extent is in another life. Which records stay is decided by `quick_cache` (a CLOCK-PRO close to S3-FIFO: what is
 //! seen once leaves first). Its hash is that of the key with the device's secret, and it knows no time and no randomness, so
 //! that a run repeats exactly.
 //!
@@ -16,7 +16,8 @@ use std::hash::{BuildHasher, Hasher};
 use quick_cache::unsync::{Cache, DefaultLifecycle};
 use quick_cache::{OptionsBuilder, Weighter};
 
-use super::op::{ShardId, Value};
+use super::index::{Entry, KeyHash};
+use super::op::Value;
 use crate::sys::prefetch::prefetch;
 
 /// About how large one segment may get.
@@ -47,9 +48,17 @@ const _: () = assert!(WRITTEN_VALUE_SIZE_MAX < SEGMENT_SIZE / VALUE_PART);
 const _: () = assert!(BYTES_PER_GHOST as u64 > 8 * PLACE_SIZE);
 
 struct Cached {
-    shard: ShardId,
-    sequence: u64,
+    /// The part of the hash that it is not looked up by.
+    lower: u64,
+    extent: u32,
+    offset: u32,
     value: Value,
+}
+
+impl Cached {
+    fn is(&self, hash: KeyHash, extent: u32, offset: u32) -> bool {
+        self.lower == hash.lower() && (self.extent, self.offset) == (extent, offset)
+    }
 }
 
 #[derive(Clone)]
@@ -183,28 +192,28 @@ impl RecordCache {
         }
     }
 
-    fn segment(&self, hash: u64) -> usize {
+    fn segment(&self, hash: KeyHash) -> usize {
         // The tables use the lowest and the highest bits.
-        (hash >> 32) as usize & (self.segments.len() - 1)
+        (hash.upper() >> 32) as usize & (self.segments.len() - 1)
     }
 
     /// Begins to fetch what is here of a key.
-    pub(super) fn prefetch(&self, hash: u64) {
+    pub(super) fn prefetch(&self, hash: KeyHash) {
         if !self.segments.is_empty()
-            && let Some(cached) = self.segments[self.segment(hash)].peek(&hash)
+            && let Some(cached) = self.segments[self.segment(hash)].peek(&hash.upper())
         {
             prefetch(&cached.value[..]);
         }
     }
 
-    /// The value of a record, if it is here.
-    pub(super) fn get(&mut self, hash: u64, shard: ShardId, sequence: u64) -> Option<Value> {
+    /// The value of a key's record at this place, if it is here.
+    pub(super) fn get(&mut self, hash: KeyHash, extent: u32, offset: u32) -> Option<Value> {
         if self.segments.is_empty() {
             return None;
         }
         let at = self.segment(hash);
-        match self.segments[at].get(&hash) {
-            Some(cached) if cached.sequence == sequence && cached.shard == shard => {
+        match self.segments[at].get(&hash.upper()) {
+            Some(cached) if cached.is(hash, extent, offset) => {
                 self.hit_count += 1;
                 Some(cached.value.clone())
             }
@@ -215,53 +224,52 @@ impl RecordCache {
         }
     }
 
-    /// Keeps a record that was read, if it is worth it. A newer one of the same key stays.
-    pub(super) fn insert(&mut self, hash: u64, shard: ShardId, sequence: u64, value: &Value) {
-        if self.segments.is_empty() || value.len() > self.size_max / self.segments.len() / VALUE_PART {
+    /// Keeps a key's newest record, if it is worth it: it replaces what was here of the key.
+    pub(super) fn insert(&mut self, hash: KeyHash, extent: u32, offset: u32, value: &Value) {
+        if self.segments.is_empty() {
             return;
+        }
+        if value.len() > self.size_max / self.segments.len() / VALUE_PART {
+            return self.remove(hash);
         }
         let at = self.segment(hash);
         let segment = &mut self.segments[at];
-        let newer = |there: &Cached| there.shard == shard && there.sequence > sequence;
-        if segment.peek(&hash).is_some_and(newer) {
-            return;
-        }
         self.size -= segment_size(segment);
-        segment.insert(hash, Cached { shard, sequence, value: value.clone() });
+        let cached = Cached { lower: hash.lower(), extent, offset, value: value.clone() };
+        segment.insert(hash.upper(), cached);
         self.size += segment_size(segment);
     }
 
-    /// Keeps a record that was written: it replaces what was here of its key.
-    pub(super) fn insert_written(&mut self, hash: u64, shard: ShardId, sequence: u64, value: &Value) {
+    /// The same for one that was written.
+    pub(super) fn insert_written(&mut self, hash: KeyHash, extent: u32, offset: u32, value: &Value) {
         if value.len() <= WRITTEN_VALUE_SIZE_MAX {
-            self.insert(hash, shard, sequence, value);
+            self.insert(hash, extent, offset, value);
         } else {
             self.remove(hash);
         }
     }
 
-    /// A record has a new sequence: it is the same value.
-    pub(super) fn on_moved(&mut self, hash: u64, shard: ShardId, from_sequence: u64, to_sequence: u64) {
+    /// A record has a new place: it is the same value.
+    pub(super) fn on_moved(&mut self, hash: KeyHash, from: &Entry, to: &Entry) {
         if self.segments.is_empty() {
             return;
         }
-        let at = self.segment(hash);
-        let was = self.segments[at].peek(&hash);
-        let value = was.filter(|was| was.shard == shard && was.sequence == from_sequence);
+        let was = self.segments[self.segment(hash)].peek(&hash.upper());
+        let value = was.filter(|was| was.is(hash, from.extent, from.offset));
         if let Some(value) = value.map(|was| was.value.clone()) {
-            self.insert(hash, shard, to_sequence, &value);
+            self.insert(hash, to.extent, to.offset, &value);
         }
     }
 
     /// Gives up what is here of a key.
-    pub(super) fn remove(&mut self, hash: u64) {
+    pub(super) fn remove(&mut self, hash: KeyHash) {
         if self.segments.is_empty() {
             return;
         }
         let at = self.segment(hash);
         let segment = &mut self.segments[at];
         self.size -= segment_size(segment);
-        segment.remove(&hash);
+        segment.remove(&hash.upper());
         self.size += segment_size(segment);
     }
 }
@@ -270,10 +278,10 @@ impl RecordCache {
 mod tests {
     use super::*;
 
-    const SHARD: ShardId = ShardId(3);
+    const EXTENT: u32 = 3;
 
     /// Hashes as a keyed hash gives them.
-    fn hash(i: u64) -> u64 {
+    fn hash(i: u64) -> KeyHash {
         super::super::index::hash_key(&[9; 16], &i.to_le_bytes())
     }
 
@@ -297,26 +305,30 @@ mod tests {
     #[test]
     fn only_the_very_record_is_answered() {
         let mut cache = cache(1 << 20);
-        cache.insert(hash(1), SHARD, 10, &value(5));
-        assert_eq!(cache.get(hash(1), SHARD, 10), Some(value(5)));
-        assert_eq!(cache.get(hash(1), SHARD, 11), None, "another sequence");
-        assert_eq!(cache.get(hash(1), ShardId(4), 10), None, "another shard");
-        assert_eq!(cache.get(hash(2), SHARD, 10), None, "another key");
-        assert_eq!(cache.counts(), (1, 3));
-        cache.insert(hash(1), SHARD, 9, &value(6));
-        assert_eq!(cache.get(hash(1), SHARD, 10), Some(value(5)), "an older one does not replace it");
-        cache.insert_written(hash(1), SHARD, 12, &value(7));
-        assert_eq!(cache.get(hash(1), SHARD, 12), Some(value(7)));
-        cache.insert_written(hash(1), SHARD, 13, &value(WRITTEN_VALUE_SIZE_MAX + 1));
-        assert_eq!(cache.get(hash(1), SHARD, 12), None, "an overwritten one is given up");
-        cache.insert(hash(1), SHARD, 14, &value(1));
-        cache.on_moved(hash(1), SHARD, 13, 15);
-        assert_eq!(cache.get(hash(1), SHARD, 14), Some(value(1)), "what moved was another one");
-        cache.on_moved(hash(1), SHARD, 14, 20);
-        assert_eq!(cache.get(hash(1), SHARD, 14), None);
-        assert_eq!(cache.get(hash(1), SHARD, 20), Some(value(1)));
+        cache.insert(hash(1), EXTENT, 10, &value(5));
+        assert_eq!(cache.get(hash(1), EXTENT, 10), Some(value(5)));
+        assert_eq!(cache.get(hash(1), EXTENT, 11), None, "another place");
+        assert_eq!(cache.get(hash(1), 4, 10), None, "another extent");
+        assert_eq!(cache.get(hash(2), EXTENT, 10), None, "another key");
+        assert_eq!(cache.get(hash(1).with_other_lower(), EXTENT, 10), None, "a key alike in 64 bits");
+        assert_eq!(cache.counts(), (1, 4));
+        cache.insert_written(hash(1), EXTENT, 12, &value(7));
+        assert_eq!(cache.get(hash(1), EXTENT, 10), None, "an overwritten one is given up");
+        assert_eq!(cache.get(hash(1), EXTENT, 12), Some(value(7)));
+        cache.insert_written(hash(1), EXTENT, 13, &value(WRITTEN_VALUE_SIZE_MAX + 1));
+        assert_eq!(cache.get(hash(1), EXTENT, 12), None, "by one that is not kept, too");
+        let at = |offset: u32| Entry::new(EXTENT, offset, 100, false, false, false);
+        cache.insert(hash(1), EXTENT, 14, &value(1));
+        cache.on_moved(hash(1), &at(13), &at(15));
+        assert_eq!(cache.get(hash(1), EXTENT, 14), Some(value(1)), "what moved was another one");
+        cache.on_moved(hash(1), &at(14), &at(20));
+        assert_eq!(cache.get(hash(1), EXTENT, 14), None);
+        assert_eq!(cache.get(hash(1), EXTENT, 20), Some(value(1)));
+        cache.insert(hash(1), EXTENT, 21, &value((1 << 20) / VALUE_PART + 1));
+        assert_eq!(cache.get(hash(1), EXTENT, 20), None, "one too long for the cache replaces it as well");
+        cache.insert(hash(1), EXTENT, 22, &value(1));
         cache.remove(hash(1));
-        assert_eq!(cache.get(hash(1), SHARD, 20), None);
+        assert_eq!(cache.get(hash(1), EXTENT, 22), None);
     }
 
     #[test]
@@ -325,7 +337,7 @@ mod tests {
         assert_eq!(cache.segments.len(), 8);
         let mut largest = 0;
         for i in 0..400_000 {
-            cache.insert(hash(i), SHARD, i, &value((i % 400) as usize));
+            cache.insert(hash(i), EXTENT, i as u32, &value((i % 400) as usize));
             cache.adjust();
             largest = largest.max(cache.size());
         }
@@ -338,20 +350,20 @@ mod tests {
         cache.set_size_max(0);
         settle(&mut cache);
         assert_eq!(cache.size(), 0);
-        cache.insert(hash(1), SHARD, 1, &value(1));
-        assert_eq!(cache.get(hash(1), SHARD, 1), None);
+        cache.insert(hash(1), EXTENT, 1, &value(1));
+        assert_eq!(cache.get(hash(1), EXTENT, 1), None);
         cache.set_size_max(1 << 20);
         settle(&mut cache);
-        cache.insert(hash(1), SHARD, 1, &value(1));
-        assert_eq!(cache.get(hash(1), SHARD, 1), Some(value(1)));
+        cache.insert(hash(1), EXTENT, 1, &value(1));
+        assert_eq!(cache.get(hash(1), EXTENT, 1), Some(value(1)));
     }
 
     #[test]
     fn what_is_read_often_survives_a_scan_and_large_values_are_not_admitted() {
         let mut cache = cache(4 << 20);
         let read = |cache: &mut RecordCache, i: u64| {
-            if cache.get(hash(i), SHARD, i).is_none() {
-                cache.insert(hash(i), SHARD, i, &value(100));
+            if cache.get(hash(i), EXTENT, i as u32).is_none() {
+                cache.insert(hash(i), EXTENT, i as u32, &value(100));
                 return false;
             }
             true
@@ -362,7 +374,7 @@ mod tests {
         }
         let kept = (0..1_000).filter(|i| read(&mut cache, *i)).count();
         assert!(kept > 950, "{kept} of 1000 hot records were kept");
-        cache.insert(hash(1), SHARD, 5_000_000, &value((4 << 20) / VALUE_PART + 1));
-        assert_eq!(cache.get(hash(1), SHARD, 5_000_000), None);
+        cache.insert(hash(1), EXTENT, 5_000_000, &value((4 << 20) / VALUE_PART + 1));
+        assert_eq!(cache.get(hash(1), EXTENT, 5_000_000), None);
     }
 }

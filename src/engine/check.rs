@@ -104,12 +104,12 @@ pub fn check<D: Device>(device: &mut D, progress: &mut dyn FnMut(u64, u64)) -> R
         let (id, is_sound) = (shard.id(), shard.damage.is_empty());
         let state = shard.resolve(&committed, &superblock);
         report.keys += state.key_count();
-        for (key, missing, entry) in state.incomplete_values(&superblock.secret) {
+        for (key, missing, entry) in state.incomplete_values() {
             report.damage.push(Damage {
                 shard: Some(id.0),
                 extent: entry.extent,
                 offset: u64::from(entry.offset),
-                size: u64::from(entry.size),
+                size: u64::from(entry.size()),
                 key: Some(key.escape_ascii().to_string()),
                 what: format!("{missing} chunk(s) of its value are not there"),
             });
@@ -120,7 +120,7 @@ pub fn check<D: Device>(device: &mut D, progress: &mut dyn FnMut(u64, u64)) -> R
             let recovered = recovery::recover_shard(device, &started, id, chain, Some(base), &mut |_| {})?;
             let other = recovered.resolve(&committed, &superblock);
             // Keys with an expiry may be gone from one of the two.
-            if let Some(difference) = other.difference(&state, &superblock.secret, u64::MAX) {
+            if let Some(difference) = other.difference(&state, device, &superblock, u64::MAX)? {
                 report.damage.push(Damage {
                     shard: Some(id.0),
                     extent: 0,

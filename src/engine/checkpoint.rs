@@ -19,15 +19,15 @@ use bytes::Bytes;
 use super::Engine;
 use super::allocator::CheckpointChain;
 use super::extents::ExtentState;
-use super::index::Entry;
+use super::index::{Entry, Identity, RecordRef};
 use super::io_queue;
 use super::op::{Clock, KeyEffect};
 use super::shard::Shard;
 use crate::device::{Device, IoError};
 use crate::format::Place;
 use crate::format::checkpoint::{
-    CHUNK_HEADER_SIZE, CheckpointHeader, ExtentSummary, IndexedRecord, Item, ShardPosition, StoredChunk,
-    encode_chunk,
+    CHECKPOINT_VERSION, CHUNK_HEADER_SIZE, CheckpointHeader, ExtentSummary, IndexedKey, IndexedLong, Item,
+    PartRecord, ShardPosition, StoredChunk, encode_chunk,
 };
 use crate::probe::{self, Probe};
 
@@ -152,21 +152,22 @@ impl Checkpointer {
     }
 }
 
-fn record_of<'a>(key: &'a [u8], entry: &Entry, manifest: Option<&'a [u8]>) -> IndexedRecord<'a> {
-    IndexedRecord {
-        key,
-        extent: entry.extent,
-        offset: entry.offset,
-        size: entry.size,
-        value_size: entry.value_size,
-        sequence: entry.sequence,
-        expires_at_ms: entry.expires_at_ms,
-        is_part: entry.is_part,
-        manifest,
+fn indexed_key<'a>(
+    identity: Identity,
+    entry: &Entry,
+    expires_at_ms: u64,
+    long: Option<IndexedLong<'a>>,
+) -> IndexedKey<'a> {
+    IndexedKey {
+        hash_upper: identity.upper(),
+        hash_lower: identity.lower(),
+        entry: entry.to_bits(),
+        expires_at_ms,
+        long,
     }
 }
 
-fn stored_chunk(id: u64, entry: &Entry) -> StoredChunk {
+fn stored_chunk(id: u64, entry: &RecordRef) -> StoredChunk {
     StoredChunk {
         id,
         extent: entry.extent,
@@ -292,7 +293,7 @@ impl<D: Device> Engine<D> {
                 KeyEffect::Long { value, .. } => (value.size() as u32, Some(value.manifest())),
                 KeyEffect::Delete => (0, None),
             };
-            let record = IndexedRecord {
+            let record = PartRecord {
                 key,
                 extent: appended.extent,
                 offset: appended.offset,
@@ -300,7 +301,6 @@ impl<D: Device> Engine<D> {
                 value_size,
                 sequence: appended.sequence,
                 expires_at_ms: effect.stored_expiry().unwrap_or(0),
-                is_part: true,
                 manifest: manifest.as_deref(),
             };
             let is_delete = matches!(effect, KeyEffect::Delete);
@@ -397,9 +397,17 @@ impl<D: Device> Engine<D> {
                 }
                 continue;
             }
-            let next = shard.walk(cursor, WALK_STEP, &mut |key, entry| {
-                let long = shard.long_value(key).filter(|_| entry.is_long).map(|value| value.manifest());
-                items.push(&Item::Entry(record_of(key, entry, long.as_deref())));
+            // What is about to be replaced is left out: what replaces it is behind the position.
+            let next = shard.walk(cursor, WALK_STEP, &mut |identity, entry, expires_at_ms| {
+                let long = shard.long_value(identity).zip(shard.long_key(identity));
+                let manifest =
+                    long.filter(|_| entry.is_long).map(|(value, key)| (value, key, value.manifest()));
+                let long = manifest.as_ref().map(|(value, key, manifest)| IndexedLong {
+                    key,
+                    value_size: value.size() as u32,
+                    manifest,
+                });
+                items.push(&Item::Entry(indexed_key(identity, entry, expires_at_ms, long)));
                 *entries += 1;
             });
             // A record that was overwritten while it was on its way never gets into the index: what replaced it must be there.
@@ -427,6 +435,7 @@ impl<D: Device> Engine<D> {
                 checkpoint: writing.number,
                 part: writing.extents.len() as u32,
                 boot: self.superblock.boot,
+                version: CHECKPOINT_VERSION,
             };
             let (uuid, secret) = (&self.superblock.uuid, &self.superblock.secret);
             let bytes = Bytes::from(header.encode(uuid, secret, block));

@@ -1,7 +1,8 @@
 //! A shard's extents: what of each is live, and how far each is on its way back to the allocator.
 //!
 //! Invariants:
-//! - `live_bytes` of an extent is the sum of the sizes of the index entries that name it, exactly.
+//! - `live_bytes` of an extent is the sum of the sizes of the index entries that name it, exactly, as those have them: rounded up
+//!   a little.
 //! - An extent is given back only after a record that retires its frames is durable, which is logged only after everything
 //!   that replaces its records is.
 
@@ -158,7 +159,7 @@ impl Extents {
     /// An entry is in the index now.
     pub(super) fn on_entry(&mut self, entry: &Entry) {
         if let Some(extent) = self.all.get_mut(&entry.extent) {
-            extent.live_bytes += u64::from(entry.size);
+            extent.live_bytes += u64::from(entry.size());
             extent.live_parts += u64::from(entry.is_part);
         }
     }
@@ -166,7 +167,7 @@ impl Extents {
     /// An entry is in the index no more.
     pub(super) fn on_gone(&mut self, entry: &Entry) {
         if let Some(extent) = self.all.get_mut(&entry.extent) {
-            extent.live_bytes -= u64::from(entry.size);
+            extent.live_bytes -= u64::from(entry.size());
             extent.live_parts -= u64::from(entry.is_part);
         }
     }
@@ -283,18 +284,9 @@ mod tests {
     #[test]
     fn live_bytes_follow_the_entries() {
         let mut extents = extents(&[(7, 1)]);
-        let entry = Entry {
-            extent: 7,
-            offset: 4096,
-            size: 100,
-            value_size: 50,
-            sequence: 1,
-            expires_at_ms: 0,
-            is_part: true,
-            is_long: false,
-        };
+        let entry = Entry::new(7, 4096, 100, false, true, false);
         extents.on_entry(&entry);
-        extents.on_entry(&Entry { is_part: false, size: 20, ..entry });
+        extents.on_entry(&Entry::new(7, 5000, 20, false, false, false));
         let one = extents.get(7).unwrap();
         assert_eq!((one.live_bytes, one.live_parts), (120, 1));
         extents.on_gone(&entry);

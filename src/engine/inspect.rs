@@ -8,7 +8,9 @@ use std::sync::Arc;
 use super::device_format::{OpenError, read_copies, read_superblock_for_rescue};
 use super::index::{Index, hash_key};
 use super::op::{Key, ShardId};
-use super::recovery::{self, Damage, Decisions, FrameRead, ReadExtent, ScannedShard, SeenRecord, frames_of};
+use super::recovery::{
+    self, Damage, Decisions, FoundLong, FrameRead, ReadExtent, ScannedShard, SeenRecord, frames_of,
+};
 use crate::device::Device;
 use crate::device::rescue::RescueDevice;
 use crate::format::extent::ExtentHeader;
@@ -319,8 +321,8 @@ impl<D: Device> Inspection<D> {
                     break;
                 }
             }
-            for entry in state.chunks.values() {
-                state.extents.on_entry(entry);
+            for chunk in state.chunks.values() {
+                state.extents.on_entry(&chunk.entry());
             }
             for (number, extent) in state.extents.iter() {
                 let Some(view) = views.get_mut(number as usize) else { continue };
@@ -399,22 +401,19 @@ fn key_view(
     now_ms: u64,
 ) -> KeyView {
     let mut history = scanned.history().to_vec();
-    history.sort_by_key(|one| std::cmp::Reverse(one.entry.sequence));
+    history.sort_by_key(|one| std::cmp::Reverse(one.record.sequence));
     let damaged = std::mem::take(&mut scanned.damaged_chunks);
     let state = scanned.resolve(decisions, superblock);
-    let entry = state.index.get(hash_key(&superblock.secret, key), key).copied();
-    let is_newest = |one: &SeenRecord| {
-        entry.is_some_and(|entry| (entry.extent, entry.offset) == (one.entry.extent, one.entry.offset))
-    };
+    let identity = hash_key(&superblock.secret, key).identity();
+    let entry = state.index.get(identity);
+    let is_newest =
+        |one: &SeenRecord| entry.is_some_and(|entry| entry.is_at(one.record.extent, one.record.offset));
     let newest = history.iter().find(|one| is_newest(one));
-    let chunks = newest.and_then(|_| state.manifests.get(key)).map(|(_, pieces)| {
+    let chunks = newest.and_then(|_| state.manifests.get(&identity)).map(|FoundLong { pieces, .. }| {
         let is_bad = |one: &&ManifestPiece| damaged.contains(&one.id) || !state.chunks.contains_key(&one.id);
         ChunksView { count: pieces.len(), damaged: pieces.iter().filter(is_bad).count() }
     });
-    let is_doubtful = match entry {
-        Some(entry) => entry.sequence < state.doubt.below,
-        None => state.doubt.below > 0 && !state.doubt.known_absent.contains(key),
-    };
+    let is_doubtful = !state.doubt.is_known(identity);
     let others = history.iter().filter(|one| !is_newest(one)).map(|one| OtherRecord {
         record: RecordView::from(one),
         why: match one {
@@ -422,7 +421,8 @@ fn key_view(
             one if one.batch.is_some_and(|batch| !decisions.is_committed(&batch)) => {
                 "its batch was not committed"
             }
-            one if newest.is_none_or(|newest| one.entry.sequence > newest.entry.sequence) => match one.kind {
+            one if newest.is_none_or(|newest| one.record.sequence > newest.record.sequence) => match one.kind
+            {
                 RecordType::Delete => "it says that the key is gone",
                 _ => "a later record says that the key is gone",
             },
@@ -436,7 +436,7 @@ fn key_view(
         state: match newest {
             _ if is_doubtful || state.doubt.keys.contains(key) => KeyState::Doubtful,
             None => KeyState::Absent,
-            Some(one) if super::action::is_expired(one.entry.expires_at_ms, now_ms) => KeyState::Expired,
+            Some(one) if super::action::is_expired(one.record.expires_at_ms, now_ms) => KeyState::Expired,
             Some(one) if !one.value_intact => KeyState::Damaged,
             Some(_) if chunks.as_ref().is_some_and(|chunks| chunks.damaged > 0) => KeyState::Damaged,
             Some(_) => KeyState::Present,
@@ -497,7 +497,7 @@ impl From<FrameRead> for FrameView {
                     RecordView::from(&SeenRecord {
                         kind: found.kind,
                         key: found.key,
-                        entry: found.entry,
+                        record: found.record,
                         batch: found.batch.map(|(batch, _)| batch),
                         value_intact: found.value_intact,
                         is_cleared: false,
@@ -522,12 +522,12 @@ impl From<&SeenRecord> for RecordView {
                 RecordType::Chunk => "chunk",
             },
             key: one.key.escape_ascii().to_string(),
-            sequence: one.entry.sequence,
-            extent: one.entry.extent,
-            offset_bytes: one.entry.offset,
-            size_bytes: one.entry.size,
-            value_bytes: one.entry.value_size,
-            expires_at_ms: one.entry.expires_at_ms,
+            sequence: one.record.sequence,
+            extent: one.record.extent,
+            offset_bytes: one.record.offset,
+            size_bytes: one.record.size,
+            value_bytes: one.record.value_size,
+            expires_at_ms: one.record.expires_at_ms,
             batch: one.batch.map(|batch| format!("{}.{}", batch.boot, batch.number)),
             value_intact: one.value_intact,
         }

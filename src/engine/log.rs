@@ -12,6 +12,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::allocator::{Allocator, Purpose};
+use super::index::{Entry, KeyHash};
 use super::op::Key;
 use crate::format::Place;
 use crate::format::extent::ExtentHeader;
@@ -39,19 +40,18 @@ pub(super) struct OpenExtent {
 
 /// A record that garbage collection has put at the end of the log.
 pub(super) struct Moved {
-    pub(super) key: Key,
-    /// The sequence that it had where it came from.
-    pub(super) from_sequence: u64,
+    pub(super) hash: KeyHash,
+    /// Where it came from.
+    pub(super) from_extent: u32,
+    pub(super) from_offset: u32,
     pub(super) at: Appended,
-    pub(super) value_size: u32,
-    pub(super) expires_at_ms: u64,
     /// It is this chunk, not the newest record of its key.
     pub(super) chunk: Option<u64>,
 }
 
 /// A record on its way that will be its key's in the index.
 pub(super) struct NewEntry {
-    pub(super) hash: u64,
+    pub(super) hash: KeyHash,
     pub(super) key: Key,
     pub(super) sequence: u64,
 }
@@ -64,6 +64,13 @@ pub(super) struct Appended {
     pub(super) size: u32,
     pub(super) sequence: u64,
     pub(super) frame: u64,
+}
+
+impl Appended {
+    /// As the index will have it.
+    pub(super) fn entry(&self, expires: bool, is_part: bool, is_long: bool) -> Entry {
+        Entry::new(self.extent, self.offset, self.size, expires, is_part, is_long)
+    }
 }
 
 /// Why a record was not put.
@@ -323,7 +330,7 @@ impl ShardLog {
     }
 
     /// Says that the record just appended is the newest of `key`, to be moved to the index once it is written.
-    pub(super) fn note_entry(&mut self, hash: u64, key: Key, sequence: u64) {
+    pub(super) fn note_entry(&mut self, hash: KeyHash, key: Key, sequence: u64) {
         self.entries.push(NewEntry { hash, key, sequence });
     }
 

@@ -4,7 +4,7 @@
 //! expiries) is refused with an error where it would go beyond; the cache shrinks; reads wait.
 
 use super::Engine;
-use super::index::Entry;
+use super::index::{Entry, KeyHash};
 use super::op::{Key, KeyEffect, OpError, Value};
 use crate::device::Device;
 use crate::limits::ENGINE_READ_SIZE_MAX;
@@ -75,8 +75,8 @@ impl<D: Device> Engine<D> {
     }
 
     /// The value of a record that the index names, when it is in the cache.
-    pub(super) fn cached(&mut self, at: usize, hash: u64, entry: &Entry) -> Option<Value> {
-        self.cache.get(hash, self.shards[at].id, entry.sequence)
+    pub(super) fn cached(&mut self, hash: KeyHash, entry: &Entry) -> Option<Value> {
+        self.cache.get(hash, entry.extent, entry.offset)
     }
 
     /// Bytes of values that another batch may read.

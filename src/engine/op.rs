@@ -327,12 +327,19 @@ impl KeyEffect {
 pub struct Current {
     /// Milliseconds since the Unix epoch, 0 for none.
     pub expires_at_ms: u64,
-    /// Bytes of the value.
+    /// Bytes of the value, where it is in memory or long; nobody knows those of another one that was not read.
     pub size: u64,
     /// The value, when it was asked for.
     pub value: Option<Value>,
     /// Where a long value is, so that it can be stored again without its bytes.
     pub long: Option<Arc<LongValue>>,
+}
+
+impl Current {
+    /// The same with the value, which was read.
+    pub fn with_value(self, value: Value) -> Current {
+        Current { size: value.len() as u64, value: Some(value), ..self }
+    }
 }
 
 /// A key as a pin has it.

@@ -8,12 +8,14 @@ use std::sync::Arc;
 use super::Engine;
 use super::action::{Action, Need, is_expired, long_parts};
 use super::allocator::Purpose;
+use super::index::KeyHash;
 use super::log::{Appended, Draft, Move, NoRoom};
 use super::long::{Edit, LongWrite, Part};
 use super::op::{
-    Answer, BatchId, Clock, Current, HoldId, Key, KeyEffect, OpError, Reply, ShardId, ShardOp, WatchedKey,
+    Answer, BatchId, Clock, Current, HoldId, Key, KeyEffect, OpError, Reply, ShardId, ShardOp, Value,
+    WatchedKey,
 };
-use super::reads::ReadFor;
+use super::reads::{ReadFor, Wanted};
 use super::shard::Hold;
 use crate::device::Device;
 use crate::format::record::{BatchMark, Record, RecordType};
@@ -23,6 +25,7 @@ mod batches;
 mod gate;
 mod long;
 mod pins;
+mod scans;
 
 pub(super) use batches::commit_record;
 use long::LongAppend;
@@ -61,6 +64,8 @@ pub(super) enum State {
     Clear,
     /// Waits at the gate until nothing holds a key, to take a pin.
     Pin,
+    /// Waits for keys that are on the device.
+    Scanning(Box<scans::Scanning>),
     /// Waits for values of a pin's keys.
     PinReading(Box<pins::PinReading>),
     /// Waits at the gate until nothing holds a key, to be told of it.
@@ -178,7 +183,7 @@ impl<D: Device> Engine<D> {
             ShardOp::Watch { key } => {
                 // Reaped first, so that an expiry that is already past does not count as a change later.
                 self.shards[at].lookup(&key, clock.unix_ms);
-                let version = self.shards[at].watch(key);
+                let version = self.shards[at].watch(&key);
                 self.answers.push((token, Answer::Watching { version }));
             }
             ShardOp::Unwatch { keys } => {
@@ -194,11 +199,7 @@ impl<D: Device> Engine<D> {
             ShardOp::Scan { .. } | ShardOp::Count if self.shards[at].has_unknown() => {
                 self.answers.push((token, Answer::Failed(self.outcome_unknown())));
             }
-            ShardOp::Scan { cursor, count } => {
-                let (cursor, keys) = self.shards[at].scan(cursor, count, clock.unix_ms);
-                let depends_on = self.shards[at].depends_on_all();
-                self.answer_after(at, token, depends_on, Answer::Scanned { cursor, keys });
-            }
+            ShardOp::Scan { cursor, count } => self.scan(at, token, cursor, count, clock),
             ShardOp::Count => {
                 self.shards[at].reap_expired(clock.unix_ms, usize::MAX);
                 let depends_on = self.shards[at].depends_on_all();
@@ -269,7 +270,7 @@ impl<D: Device> Engine<D> {
         &mut self,
         at: usize,
         token: u64,
-        hash: u64,
+        hash: KeyHash,
         key: Key,
         action: Action,
         clock: Clock,
@@ -288,7 +289,7 @@ impl<D: Device> Engine<D> {
     }
 
     /// Runs an action on a key, or puts it in line when the key is held.
-    fn run_key(&mut self, at: usize, token: u64, hash: u64, key: Key, action: Action, clock: Clock) {
+    fn run_key(&mut self, at: usize, token: u64, hash: KeyHash, key: Key, action: Action, clock: Clock) {
         if self.shards[at].holds.contains_key(&key) {
             let id = self.suspend(at, token, State::Key { key: key.clone(), action });
             if let Some(hold) = self.shards[at].holds.get_mut(&key) {
@@ -319,8 +320,8 @@ impl<D: Device> Engine<D> {
                 self.answers.push((token, Answer::Reply(Reply::Error(error))));
             }
             Some(entry) if action.need() == Need::Value => {
-                if let Some(value) = self.cached(at, hash, &entry) {
-                    let current = lookup.current.map(|current| Current { value: Some(value), ..current });
+                if let Some(value) = self.cached(hash, &entry) {
+                    let current = lookup.current.map(|current| current.with_value(value));
                     self.finish_key(at, token, hash, key, action, current, lookup.depends_on, false, clock);
                     return;
                 }
@@ -328,10 +329,10 @@ impl<D: Device> Engine<D> {
                 if held {
                     self.shards[at].holds.insert(key.clone(), Hold::default());
                 }
-                let expires_at_ms = entry.expires_at_ms;
+                let expires_at_ms = lookup.current.map_or(0, |current| current.expires_at_ms);
                 let id =
                     self.suspend(at, token, State::Reading { key: key.clone(), action, expires_at_ms, held });
-                self.start_read(at, key, entry, ReadFor::Key(id));
+                self.start_read(at, Wanted::Key(key, hash), &entry, ReadFor::Key(id));
             }
             _ => {
                 self.finish_key(at, token, hash, key, action, lookup.current, lookup.depends_on, false, clock)
@@ -348,8 +349,8 @@ impl<D: Device> Engine<D> {
         OpError::OutcomeUnknown { detail }
     }
 
-    /// The value that `Reading` waited for is there, or can't be had.
-    pub(super) fn on_key_read(&mut self, id: usize, value: Result<super::op::Value, OpError>, clock: Clock) {
+    /// The value that `Reading` waited for is there, or can't be had, or there is none.
+    pub(super) fn on_key_read(&mut self, id: usize, value: Result<Option<Value>, OpError>, clock: Clock) {
         let Operation { token, shard: at, state } = self.operations.remove(id);
         let State::Reading { key, action, expires_at_ms, held } = state else { return };
         match value {
@@ -360,8 +361,8 @@ impl<D: Device> Engine<D> {
                 }
             }
             Ok(value) => {
-                let alive = !is_expired(expires_at_ms, clock.unix_ms);
-                let current = alive.then(|| Current {
+                let value = value.filter(|_| !is_expired(expires_at_ms, clock.unix_ms));
+                let current = value.map(|value| Current {
                     expires_at_ms,
                     size: value.len() as u64,
                     value: Some(value),
@@ -381,7 +382,7 @@ impl<D: Device> Engine<D> {
         &mut self,
         at: usize,
         token: u64,
-        hash: u64,
+        hash: KeyHash,
         key: Key,
         action: Action,
         current: Option<Current>,
@@ -459,7 +460,7 @@ impl<D: Device> Engine<D> {
         &mut self,
         at: usize,
         token: u64,
-        hash: u64,
+        hash: KeyHash,
         key: &Key,
         effect: KeyEffect,
         reply: Reply,

@@ -1,13 +1,13 @@
 //! Reading a record back: the blocks around it, in pieces that the device takes, then the checks.
 //!
-//! A record is never believed before its checksums, its place, its key and its sequence are what the index says. A read
-//! that fails is repeated a few times (a medium may give on the second try what it refused on the first); after that the
-//! operation gets an error, never "not found".
+//! A record is never believed before its checksums, its place and its key are what the index says. A read fails
+//! is repeated a few times (a medium may give on the second try what it refused on the first); after that the operation gets an
+//! error, never "not found". That is said only where the record is intact and that of another key with the same identity.
 
 use bytes::Bytes;
 
 use super::Engine;
-use super::index::Entry;
+use super::index::{Entry, Identity, Index, KeyHash};
 use super::io_queue::Purpose;
 use super::op::{Clock, Key, OpError, Value};
 use crate::device::{Device, DmaBuf, IoError};
@@ -44,18 +44,50 @@ pub(super) enum ReadFor {
         /// Which key.
         index: usize,
     },
+    /// A step of a scan, which wants the key.
+    Scan(usize),
+}
+
+/// Which record is wanted at a place.
+#[derive(Debug, Clone)]
+pub(super) enum Wanted {
+    /// The newest of this key.
+    Key(Key, KeyHash),
+    /// The newest of the key with this identity, whichever it is.
+    Identity(Identity),
+    /// The same, of which nothing but the key is wanted: the value is not read.
+    KeyOf(Identity),
+    /// A chunk, of this key if that is known.
+    Chunk {
+        /// The chunk.
+        id: u64,
+        /// Its sequence.
+        sequence: u64,
+        /// Whose it is.
+        key: Option<Key>,
+    },
+}
+
+/// A record as it was read.
+#[derive(Debug, Clone, Default)]
+pub(super) struct ReadRecord {
+    /// Whose it is.
+    pub(super) key: Key,
+    /// Its value, where that was wanted.
+    pub(super) value: Value,
 }
 
 /// A record on its way from the device.
 pub(super) struct ReadJob {
     shard: usize,
-    key: Key,
+    wanted: Wanted,
+    /// Where it is.
     entry: Entry,
-    /// It is this chunk, not the newest record of the key.
-    chunk: Option<u64>,
-    /// Device offset and size of the blocks around the record.
+    /// Device offset and size of the blocks that are read.
     offset: u64,
     size: usize,
+    /// Bytes in them before the record.
+    skip: usize,
     /// The blocks, when they come in several pieces.
     assembled: Vec<u8>,
     pieces_left: usize,
@@ -71,31 +103,23 @@ impl ReadJob {
     }
 }
 
-impl<D: Device> Engine<D> {
-    pub(super) fn start_read(&mut self, at: usize, key: Key, entry: Entry, to: ReadFor) {
-        self.start_record_read(at, key, entry, None, to);
-    }
+/// What is read of a record of which nothing but the key is wanted, at first.
+const HEAD_SIZE: u32 = 512;
 
-    pub(super) fn start_record_read(
-        &mut self,
-        at: usize,
-        key: Key,
-        entry: Entry,
-        chunk: Option<u64>,
-        to: ReadFor,
-    ) {
-        let block = u64::from(self.superblock.block_size);
-        let start = self.superblock.layout.extent_offset(entry.extent) + u64::from(entry.offset);
-        let end = start + u64::from(entry.size);
-        let offset = start / block * block;
-        let size = (end.next_multiple_of(block) - offset) as usize;
+impl<D: Device> Engine<D> {
+    pub(super) fn start_read(&mut self, at: usize, wanted: Wanted, entry: &Entry, to: ReadFor) {
+        let size = match wanted {
+            Wanted::KeyOf(_) => entry.size().min(HEAD_SIZE),
+            _ => entry.size(),
+        };
+        let (offset, size, skip) = self.superblock.blocks_of(entry.extent, entry.offset, size);
         let job = ReadJob {
             shard: at,
-            key,
-            entry,
-            chunk,
+            wanted,
+            entry: *entry,
             offset,
             size,
+            skip,
             assembled: Vec::new(),
             pieces_left: 0,
             error: None,
@@ -168,6 +192,16 @@ impl<D: Device> Engine<D> {
             Some(error) => Err(OpError::ReadFailed { detail: error.to_string() }),
             None => self.verify(job, whole),
         };
+        let (_, whole_size, _) =
+            self.superblock.blocks_of(job.entry.extent, job.entry.offset, job.entry.size());
+        if result.is_err() && job.size < whole_size {
+            // The key goes on behind what was read.
+            let job = &mut self.reads[id];
+            (job.tries_left, self.reads_size) = (READ_TRIES, self.reads_size - job.size + whole_size);
+            job.size = whole_size;
+            self.send_read(id);
+            return;
+        }
         if result.is_err() && job.tries_left > 0 {
             self.send_read(id);
             return;
@@ -181,50 +215,87 @@ impl<D: Device> Engine<D> {
         drop(buf);
         let job = self.reads.remove(id);
         self.reads_size -= job.size;
-        // What a dump or a scrub reads is not what clients read.
-        if let Ok(value) = &result
-            && !matches!(job.to, ReadFor::Pin { .. } | ReadFor::Scrub | ReadFor::Piece { .. })
-        {
-            let shard = &self.shards[job.shard];
-            self.cache.insert(shard.hash(&job.key), shard.id, job.entry.sequence, value);
+        // What a dump or a scrub reads is not what clients read; and what is not the newest any more is of no use.
+        if let (Ok(Some(record)), Wanted::Key(_, hash)) = (&result, &job.wanted) {
+            let newest = self.shards[job.shard].index().get(hash.identity());
+            if newest.is_some_and(|newest| newest.is_at(job.entry.extent, job.entry.offset)) {
+                self.cache.insert(*hash, job.entry.extent, job.entry.offset, &record.value);
+            }
         }
         self.start_reads();
         match job.to {
-            ReadFor::Key(operation) => self.on_key_read(operation, result, clock),
-            ReadFor::Lock { operation, index } => self.on_lock_read(operation, index, result),
-            ReadFor::Scrub => {
-                self.on_scrub_record(job.shard, &job.key, job.chunk, &job.entry, result.as_ref().err());
+            ReadFor::Key(operation) => {
+                self.on_key_read(operation, result.map(|found| found.map(|one| one.value)), clock);
             }
-            ReadFor::Piece { read, start } => self.on_piece_read(read, start, result, clock),
-            ReadFor::Pin { operation, index } => self.on_pin_read(operation, index, result),
+            ReadFor::Lock { operation, index } => {
+                self.on_lock_read(operation, index, result.map(|found| found.map(|one| one.value)));
+            }
+            ReadFor::Scrub => self.on_scrub_record(job.shard, &job.wanted, &job.entry, result.err()),
+            ReadFor::Piece { read, start } => {
+                self.on_piece_read(read, start, result.map(value_of), clock);
+            }
+            ReadFor::Pin { operation, index } => {
+                self.on_pin_read(operation, index, result.map(Option::unwrap_or_default));
+            }
+            ReadFor::Scan(operation) => {
+                self.on_scan_read(operation, result.map(|found| found.unwrap_or_default().key));
+            }
         }
     }
 
-    fn verify(&self, job: &ReadJob, blocks: &[u8]) -> Result<Value, OpError> {
-        let entry = &job.entry;
+    /// The record, when what was read is what is wanted. None when it is that of another key which the index can't tell from the
+    /// one that is wanted: then that one is absent.
+    fn verify(&self, job: &ReadJob, blocks: &[u8]) -> Result<Option<ReadRecord>, OpError> {
+        let ReadJob { entry, wanted, .. } = job;
         let damaged = |what: String| OpError::Damaged {
             detail: format!("extent {} byte {}: {what}", entry.extent, entry.offset),
         };
-        let Some(place) = self.shards[job.shard].place_of(entry.extent) else {
+        let shard = &self.shards[job.shard];
+        let Some(place) = shard.place_of(entry.extent) else {
             return Err(damaged("the extent is not this shard's".into()));
         };
-        let skip = entry.offset as usize % self.superblock.block_size as usize;
-        let bytes = blocks.get(skip..skip + entry.size as usize).unwrap_or_default();
-        let decoded =
-            Record::decode(bytes, place, entry.offset).map_err(|error| damaged(error.to_string()))?;
-        let record = decoded.record;
-        let is_kind = match job.chunk {
-            Some(id) => record.kind == RecordType::Chunk && record.long == id,
-            None => record.kind == RecordType::Put,
+        let bytes = blocks.get(job.skip..).unwrap_or_default();
+        let (record, value_intact) = match wanted {
+            Wanted::KeyOf(_) => Record::decode_head(bytes, place, entry.offset).map(|record| (record, true)),
+            _ => Record::decode(bytes, place, entry.offset).map(|one| (one.record, one.value_intact)),
+        }
+        .map_err(|error| damaged(error.to_string()))?;
+        let has_identity = |identity: Identity| {
+            shard.hash(record.key).identity() == identity && record.kind == RecordType::Put
         };
-        // Who reads a chunk for its own sake does not know whose it is.
-        let is_key = record.key == &*job.key || (job.chunk.is_some() && matches!(job.to, ReadFor::Scrub));
-        if !is_kind || !is_key || record.sequence != entry.sequence {
+        let is_wanted = match wanted {
+            Wanted::Key(key, hash) => {
+                if record.key != &**key && has_identity(hash.identity()) {
+                    return Ok(None);
+                }
+                record.key == &**key && record.kind == RecordType::Put
+            }
+            Wanted::Identity(identity) | Wanted::KeyOf(identity) => has_identity(*identity),
+            Wanted::Chunk { id, sequence, key } => {
+                let is_key = key.as_ref().is_none_or(|key| record.key == &**key);
+                record.kind == RecordType::Chunk
+                    && record.long == *id
+                    && record.sequence == *sequence
+                    && is_key
+            }
+        };
+        if !is_wanted {
             return Err(damaged("the record is another one than the index names".into()));
         }
-        if !decoded.value_intact {
-            return Err(damaged("the value does not match its checksum".into()));
+        let key = Key::copy_from_slice(record.key);
+        if !value_intact {
+            let what = match wanted {
+                Wanted::Identity(_) => {
+                    format!("the value of '{}' does not match its checksum", key.escape_ascii())
+                }
+                _ => "the value does not match its checksum".into(),
+            };
+            return Err(damaged(what));
         }
-        Ok(Bytes::copy_from_slice(record.value))
+        Ok(Some(ReadRecord { key, value: Bytes::copy_from_slice(record.value) }))
     }
+}
+
+fn value_of(found: Option<ReadRecord>) -> Value {
+    found.unwrap_or_default().value
 }

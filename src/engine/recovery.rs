@@ -24,8 +24,8 @@ pub use checkpoint::{Checkpoints, ShardCheckpoint, load_checkpoints};
 pub(in crate::engine) use frames::{FrameRead, frames_of};
 pub(in crate::engine) use history::SeenRecord;
 pub(in crate::engine) use read::{Extent as ReadExtent, read_tried};
-pub(in crate::engine) use resolve::Doubt;
 pub use resolve::{Decisions, ScannedShard, blocking_damage, committed_batches, rebuild_allocator};
+pub(in crate::engine) use resolve::{Doubt, FoundLong};
 pub use scan::{recover_shard, scan_shard, scan_shard_watching};
 pub use survey::{Survey, survey};
 

@@ -14,9 +14,9 @@ use std::sync::Arc;
 use super::action::is_expired;
 use super::check::missing_parts;
 use super::device_format::{OpenError, read_superblock_for_rescue};
-use super::index::{Entry, Index};
+use super::index::{Entry, Identity, Index, RecordRef, hash_key};
 use super::op::{Key, ShardId};
-use super::recovery::{self, Damage, Decisions, ReadExtent, SeenRecord, Survey, read_tried};
+use super::recovery::{self, Damage, Decisions, FoundLong, ReadExtent, SeenRecord, Survey, read_tried};
 use super::shard::ShardState;
 use crate::device::rescue::RescueDevice;
 use crate::device::{Device, IoError};
@@ -251,77 +251,95 @@ impl<D: Device> Salvage<'_, D> {
             self.report.shards_in_doubt += 1;
             self.sink.find(Finding::UnknownKeys { shard: state.id.0 });
         }
-        let mut by_extent: BTreeMap<u32, Vec<(Key, Entry)>> = BTreeMap::new();
+        let mut by_extent: BTreeMap<u32, Vec<(Identity, Entry)>> = BTreeMap::new();
         let mut long = Vec::new();
-        let mut doubtful = state.doubt.keys.clone();
         let mut cursor = 0;
         loop {
-            cursor = state.index.scan(cursor, 4096, &mut |key, entry| {
-                doubtful.remove(key);
-                let one = (Key::copy_from_slice(key), *entry);
-                if entry.is_long {
-                    long.push(one);
-                } else {
-                    by_extent.entry(entry.extent).or_default().push(one);
-                }
-            });
+            cursor =
+                state.index.scan(cursor, 4096, &mut |identity, entry| match state.manifests.get(&identity) {
+                    Some(found) => long.push((identity, *entry, found)),
+                    None => by_extent.entry(entry.extent).or_default().push((identity, *entry)),
+                });
             if cursor == 0 {
                 break;
             }
         }
-        for key in doubtful {
+        for key in &state.doubt.keys {
+            if state.index.get(hash_key(&self.superblock.secret, key).identity()).is_some() {
+                continue;
+            }
             let what = "only a batch whose commit record may have been lost has it: it is left out";
             self.report.keys_in_doubt += 1;
-            let (shard, what) = (state.id.0, what.to_owned());
+            let (key, shard, what) = (key.clone(), state.id.0, what.to_owned());
             self.sink.find(Finding::InDoubt(KeyFinding { key, shard, extent: 0, offset: 0, what }));
         }
-        let mut failed: Vec<(Key, Entry, String)> = Vec::new();
+        let mut failed = Vec::new();
         for (extent, mut entries) in by_extent {
             entries.sort_unstable_by_key(|(_, entry)| entry.offset);
             let read = ReadExtent::read(&mut self.device, &self.superblock, extent)?;
-            for (key, entry) in entries {
-                if is_expired(entry.expires_at_ms, self.now_ms) {
+            for (identity, entry) in entries {
+                if is_expired(state.expiries.get(identity), self.now_ms) {
                     self.report.keys_expired += 1;
                     continue;
                 }
-                let at = entry.offset as usize;
-                let bytes = read.bytes.get(at..at + entry.size as usize).unwrap_or_default();
-                let found = match value_of(bytes, state, &key, &entry, None) {
-                    Ok(value) => Ok(value.to_vec()),
+                let bytes = read.bytes.get(entry.offset as usize..).unwrap_or_default();
+                let (place, sought) = ((extent, entry.offset), Sought::Identity(identity));
+                let found = match self.value_of(bytes, state, place, sought) {
+                    Ok(found) => Ok(found),
                     // A medium may be wrong once and right the next time.
-                    Err(_) => self.read_again(state, &key, &entry)?,
+                    Err(_) => self.read_record(state, place, entry.size(), sought)?,
                 };
                 match found {
-                    Ok(value) => self.save(state, &key, &value, &entry)?,
-                    Err(what) => failed.push((key, entry, what)),
+                    Ok(found) => self.save(state, identity, place, &found.key, &found.value)?,
+                    Err(Unread { key: Some(key), sequence, what }) => {
+                        failed.push(Failed { key, sequence, place, what });
+                    }
+                    Err(Unread { key: None, what, .. }) => self.lose_nameless(state, &entry, what),
                 }
             }
             self.done += self.superblock.layout.extent_size;
             self.sink.progress(self.done, self.total);
         }
-        for (key, entry) in long {
-            if is_expired(entry.expires_at_ms, self.now_ms) {
+        for (identity, entry, FoundLong { key, size, pieces }) in long {
+            if is_expired(state.expiries.get(identity), self.now_ms) {
                 self.report.keys_expired += 1;
                 continue;
             }
-            let found = match state.manifests.get(&key) {
-                Some((size, pieces)) => self.read_long(state, &key, *size, pieces, &state.chunks)?,
-                None => Err("its manifest can't be read".into()),
-            };
-            match found {
-                Ok(value) => self.save(state, &key, &value, &entry)?,
-                Err(what) => failed.push((key, entry, what)),
+            let place = (entry.extent, entry.offset);
+            match self.read_long(state, key, *size, pieces, &state.chunks)? {
+                Ok(value) => self.save(state, identity, place, key, &value)?,
+                Err(what) => {
+                    let sought = Sought::Identity(identity);
+                    let found = self.read_record(state, place, entry.size(), sought)?;
+                    let sequence = found.map_or_else(|unread| unread.sequence, |found| found.sequence);
+                    failed.push(Failed { key: key.clone(), sequence, place, what });
+                }
             }
         }
         if failed.is_empty() { Ok(()) } else { self.older(state, decisions, failed) }
     }
 
+    /// A record that recovery could read can't be read any more, not even its key.
+    fn lose_nameless(&mut self, state: &ShardState, entry: &Entry, what: String) {
+        self.report.keys_lost += 1;
+        self.report.damaged_places += 1;
+        self.sink.find(Finding::Damage(Damage {
+            shard: Some(state.id.0),
+            extent: entry.extent,
+            offset: u64::from(entry.offset),
+            size: u64::from(entry.size()),
+            key: None,
+            what: format!("a key's newest record: {what}"),
+        }));
+    }
+
     fn save(
         &mut self,
         state: &ShardState,
+        identity: Identity,
+        place: (u32, u32),
         key: &Key,
         value: &[u8],
-        entry: &Entry,
     ) -> Result<(), SalvageError> {
         let doubt = &state.doubt;
         if self.suspects.contains(&None) || self.suspects.contains(&Some(state.id.0)) {
@@ -331,22 +349,22 @@ impl<D: Device> Salvage<'_, D> {
                 self.report.keys_left_out += 1;
                 return Ok(());
             }
-        } else if entry.sequence < doubt.below || doubt.keys.contains(key) {
+        } else if !doubt.is_known(identity) || doubt.keys.contains(key) {
             self.report.keys_in_doubt += 1;
             let what = "a newer value of it, or its deletion, may have been lost";
-            self.sink.find(Finding::InDoubt(finding(state, key, entry, what)));
+            self.sink.find(Finding::InDoubt(finding(state, key, place, what)));
             if self.only_certain {
                 self.report.keys_left_out += 1;
                 return Ok(());
             }
         }
-        self.give(key, value, entry)
+        self.give(key, value, state.expiries.get(identity))
     }
 
-    fn give(&mut self, key: &Key, value: &[u8], entry: &Entry) -> Result<(), SalvageError> {
+    fn give(&mut self, key: &Key, value: &[u8], expires_at_ms: u64) -> Result<(), SalvageError> {
         self.report.keys_saved += 1;
         self.report.bytes_saved += (key.len() + value.len()) as u64;
-        Ok(self.sink.save(&Saved { key, value, expires_at_ms: entry.expires_at_ms })?)
+        Ok(self.sink.save(&Saved { key, value, expires_at_ms })?)
     }
 
     /// Reads a long value, chunk by chunk.
@@ -356,52 +374,83 @@ impl<D: Device> Salvage<'_, D> {
         key: &Key,
         size: u64,
         pieces: &[ManifestPiece],
-        chunks: &BTreeMap<u64, Entry>,
+        chunks: &BTreeMap<u64, RecordRef>,
     ) -> Result<Result<Vec<u8>, String>, SalvageError> {
         let mut value = vec![0; size as usize];
         for piece in pieces {
-            let Some(entry) = chunks.get(&piece.id) else {
+            let Some(chunk) = chunks.get(&piece.id) else {
                 return Ok(Err(format!("the chunk at byte {} is not there", piece.start)));
             };
             let start = piece.start as usize;
-            match self.read_record(state, key, entry, Some(piece.id))? {
-                Ok(bytes) if bytes.len() == piece.size as usize => {
-                    value[start..start + bytes.len()].copy_from_slice(&bytes);
+            let sought = Sought::Chunk { key, id: piece.id, sequence: chunk.sequence };
+            match self.read_record(state, (chunk.extent, chunk.offset), chunk.size, sought)? {
+                Ok(found) if found.value.len() == piece.size as usize => {
+                    value[start..start + found.value.len()].copy_from_slice(&found.value);
                 }
                 Ok(_) => return Ok(Err(format!("the chunk at byte {start} has another length"))),
-                Err(what) => return Ok(Err(format!("the chunk at byte {start}: {what}"))),
+                Err(unread) => return Ok(Err(format!("the chunk at byte {start}: {}", unread.what))),
             }
         }
         Ok(Ok(value))
     }
 
     /// Reads one record by itself.
-    fn read_again(
-        &mut self,
-        state: &ShardState,
-        key: &Key,
-        entry: &Entry,
-    ) -> Result<Result<Vec<u8>, String>, SalvageError> {
-        self.read_record(state, key, entry, None)
-    }
-
     fn read_record(
         &mut self,
         state: &ShardState,
-        key: &Key,
-        entry: &Entry,
-        chunk: Option<u64>,
-    ) -> Result<Result<Vec<u8>, String>, SalvageError> {
-        let block = u64::from(self.superblock.block_size);
-        let start = self.superblock.layout.extent_offset(entry.extent) + u64::from(entry.offset);
-        let from = start / block * block;
-        let size = ((start + u64::from(entry.size)).next_multiple_of(block) - from) as usize;
-        let Some(blocks) = read_tried(&mut self.device, from, size)? else {
-            return Ok(Err("the device can't read it".into()));
+        place: (u32, u32),
+        size: u32,
+        sought: Sought<'_>,
+    ) -> Result<Result<FoundValue, Unread>, SalvageError> {
+        let (offset, size, skip) = self.superblock.blocks_of(place.0, place.1, size);
+        let Some(blocks) = read_tried(&mut self.device, offset, size)? else {
+            return Ok(Err(Unread::new("the device can't read it".into())));
         };
-        let skip = (start - from) as usize;
-        let bytes = &blocks[skip..skip + entry.size as usize];
-        Ok(value_of(bytes, state, key, entry, chunk).map(<[u8]>::to_vec))
+        Ok(self.value_of(&blocks[skip..], state, place, sought))
+    }
+
+    /// What the record at a place says, if it is the one that is sought.
+    fn value_of(
+        &self,
+        bytes: &[u8],
+        state: &ShardState,
+        (extent, offset): (u32, u32),
+        sought: Sought<'_>,
+    ) -> Result<FoundValue, Unread> {
+        let place: Option<Place> = state.extents.get(extent).map(|one| one.place);
+        let place = place.ok_or_else(|| Unread::new("its extent is not this shard's".to_owned()))?;
+        let decoded = Record::decode(bytes, place, offset).map_err(|error| Unread::new(error.to_string()))?;
+        let record = decoded.record;
+        let has_identity = |identity| hash_key(&self.superblock.secret, record.key).identity() == identity;
+        let is_sought = match sought {
+            Sought::Identity(identity) => record.kind == RecordType::Put && has_identity(identity),
+            Sought::Older { key, sequence } => {
+                record.kind == RecordType::Put && record.key == &**key && record.sequence == sequence
+            }
+            Sought::Chunk { key, id, sequence } => {
+                record.kind == RecordType::Chunk
+                    && record.long == id
+                    && record.key == &**key
+                    && record.sequence == sequence
+            }
+        };
+        if !is_sought {
+            return Err(Unread::new("another record is there".into()));
+        }
+        let (key, sequence) = (Key::copy_from_slice(record.key), record.sequence);
+        if !decoded.value_intact {
+            let what = if record.is_manifest() {
+                "its manifest can't be read"
+            } else {
+                "the value does not match its checksum"
+            };
+            return Err(Unread { key: Some(key), sequence, what: what.into() });
+        }
+        if record.is_manifest() {
+            // Recovery could not make sense of it.
+            return Err(Unread { key: Some(key), sequence, what: "its manifest can't be read".into() });
+        }
+        Ok(FoundValue { key, sequence, value: record.value.to_vec() })
     }
 
     /// Looks for older values of keys whose newest can't be read.
@@ -409,9 +458,9 @@ impl<D: Device> Salvage<'_, D> {
         &mut self,
         state: &ShardState,
         decisions: &Decisions,
-        failed: Vec<(Key, Entry, String)>,
+        failed: Vec<Failed>,
     ) -> Result<(), SalvageError> {
-        let keys: BTreeSet<Key> = failed.iter().map(|(key, _, _)| key.clone()).collect();
+        let keys: BTreeSet<Key> = failed.iter().map(|one| one.key.clone()).collect();
         let chain = self.survey.chain(state.id);
         let scanned = recovery::scan_shard_watching(
             &mut self.device,
@@ -425,42 +474,47 @@ impl<D: Device> Salvage<'_, D> {
         for one in scanned.history() {
             history.entry(&one.key).or_default().push(one);
         }
-        for (key, entry, what) in failed {
+        for Failed { key, sequence, place, what } in failed {
             let mut older = None;
             let seen = history.get(&key).map_or(&[][..], Vec::as_slice);
             let mut seen: Vec<&SeenRecord> = seen
                 .iter()
-                .filter(|one| one.entry.sequence < entry.sequence && one.value_intact && !one.is_cleared)
+                .filter(|one| one.record.sequence < sequence && one.value_intact && !one.is_cleared)
                 .filter(|one| one.batch.is_none_or(|batch| decisions.is_committed(&batch)))
                 .copied()
                 .collect();
-            seen.sort_by_key(|one| std::cmp::Reverse(one.entry.sequence));
+            seen.sort_by_key(|one| std::cmp::Reverse(one.record.sequence));
             // Behind a deletion there is nothing: the key was absent before the value that is lost.
             for one in seen.into_iter().take_while(|one| one.kind == RecordType::Put) {
                 let value = match &one.pieces {
                     Some(pieces) => {
-                        let size = u64::from(one.entry.value_size);
+                        let size = u64::from(one.record.value_size);
                         self.read_long(state, &key, size, pieces, &scanned.chunks)?
                     }
-                    None => self.read_again(state, &key, &one.entry)?,
+                    None => {
+                        let sought = Sought::Older { key: &key, sequence: one.record.sequence };
+                        let place = (one.record.extent, one.record.offset);
+                        let found = self.read_record(state, place, one.record.size, sought)?;
+                        found.map(|found| found.value).map_err(|unread| unread.what)
+                    }
                 };
                 if let Ok(value) = value {
-                    older = Some((one.entry, value));
+                    older = Some((one.record, value));
                     break;
                 }
             }
-            match older.filter(|(entry, _)| !is_expired(entry.expires_at_ms, self.now_ms)) {
+            match older.filter(|(record, _)| !is_expired(record.expires_at_ms, self.now_ms)) {
                 None => {
                     self.report.keys_lost += 1;
-                    self.sink.find(Finding::Lost(finding(state, &key, &entry, &what)));
+                    self.sink.find(Finding::Lost(finding(state, &key, place, &what)));
                 }
                 Some((older, value)) => {
                     self.report.keys_older += 1;
-                    self.sink.find(Finding::Older(finding(state, &key, &entry, &what)));
+                    self.sink.find(Finding::Older(finding(state, &key, place, &what)));
                     if self.only_certain {
                         self.report.keys_left_out += 1;
                     } else {
-                        self.give(&key, &value, &older)?;
+                        self.give(&key, &value, older.expires_at_ms)?;
                     }
                 }
             }
@@ -469,31 +523,46 @@ impl<D: Device> Salvage<'_, D> {
     }
 }
 
-fn finding(state: &ShardState, key: &Key, entry: &Entry, what: &str) -> KeyFinding {
-    let (extent, offset) = (entry.extent, entry.offset);
+fn finding(state: &ShardState, key: &Key, (extent, offset): (u32, u32), what: &str) -> KeyFinding {
     KeyFinding { key: key.clone(), shard: state.id.0, extent, offset, what: what.to_owned() }
 }
 
-fn value_of<'a>(
-    bytes: &'a [u8],
-    state: &ShardState,
-    key: &Key,
-    entry: &Entry,
-    chunk: Option<u64>,
-) -> Result<&'a [u8], String> {
-    let place: Option<Place> = state.extents.get(entry.extent).map(|one| one.place);
-    let place = place.ok_or_else(|| "its extent is not this shard's".to_owned())?;
-    let decoded = Record::decode(bytes, place, entry.offset).map_err(|error| error.to_string())?;
-    let record = decoded.record;
-    let is_kind = match chunk {
-        Some(id) => record.kind == RecordType::Chunk && record.long == id,
-        None => record.kind == RecordType::Put,
-    };
-    if !is_kind || record.key != &**key || record.sequence != entry.sequence {
-        return Err("another record is there".into());
+/// Which record is sought at a place.
+#[derive(Clone, Copy)]
+enum Sought<'a> {
+    /// The newest of the key with this identity.
+    Identity(Identity),
+    /// An older one of a key.
+    Older { key: &'a Key, sequence: u64 },
+    /// A chunk of a key's value.
+    Chunk { key: &'a Key, id: u64, sequence: u64 },
+}
+
+/// A record that was read.
+struct FoundValue {
+    key: Key,
+    sequence: u64,
+    value: Vec<u8>,
+}
+
+/// Why a record can't be read, and what could be.
+struct Unread {
+    key: Option<Key>,
+    /// None older is known where this can't be read either.
+    sequence: u64,
+    what: String,
+}
+
+impl Unread {
+    fn new(what: String) -> Unread {
+        Unread { key: None, sequence: 0, what }
     }
-    if !decoded.value_intact {
-        return Err("the value does not match its checksum".into());
-    }
-    Ok(record.value)
+}
+
+/// A key whose newest record can't be read.
+struct Failed {
+    key: Key,
+    sequence: u64,
+    place: (u32, u32),
+    what: String,
 }

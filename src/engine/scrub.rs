@@ -12,10 +12,10 @@
 
 use super::Engine;
 use super::extents::ExtentState;
-use super::index::{Entry, Index};
+use super::index::{Entry, Index, RecordRef};
 use super::io_queue::Purpose;
-use super::op::{Clock, Key, OpError};
-use super::reads::ReadFor;
+use super::op::{Clock, OpError};
+use super::reads::{ReadFor, Wanted};
 use crate::device::{Device, DmaBuf, IoError};
 use crate::format::frame::{FRAME_HEADER_SIZE, FrameHeader};
 use crate::format::record::{Record, RecordType};
@@ -249,10 +249,10 @@ impl<D: Device> Engine<D> {
                 let is_live = || {
                     let entry = match record.kind {
                         RecordType::Put => shard.entry(record.key),
-                        RecordType::Chunk => shard.chunks().stored(record.long),
+                        RecordType::Chunk => shard.chunks().stored(record.long).map(RecordRef::entry),
                         _ => None,
                     };
-                    entry.is_some_and(|one| one.extent == reading.extent && one.offset == record_at)
+                    entry.is_some_and(|one| one.is_at(reading.extent, record_at))
                 };
                 if !decoded.value_intact && is_live() {
                     return Verdict::Suspect;
@@ -282,36 +282,37 @@ impl<D: Device> Engine<D> {
             }
             return left == 0;
         };
-        let mut found: Vec<(Key, Option<u64>, Entry)> = Vec::new();
+        let mut found: Vec<(Wanted, Entry)> = Vec::new();
         let shard = &self.shards[pass.shard];
         let cursor = match from {
             Walk::Keys(from) => {
-                let next = shard.index().scan(from, WALK_COUNT, &mut |key, entry| {
+                let next = shard.index().scan(from, WALK_COUNT, &mut |identity, entry| {
                     if entry.extent == extent {
-                        found.push((Key::copy_from_slice(key), None, *entry));
+                        found.push((Wanted::Identity(identity), *entry));
                     }
                 });
                 Some(if next == 0 { Walk::Chunks(0) } else { Walk::Keys(next) })
             }
             Walk::Chunks(from) => {
                 let mut next = None;
-                for (nth, (id, entry)) in shard.chunks().stored_from(from).enumerate() {
+                for (nth, (id, chunk)) in shard.chunks().stored_from(from).enumerate() {
                     if nth == WALK_COUNT {
                         next = Some(Walk::Chunks(id));
                         break;
                     }
-                    if entry.extent == extent {
-                        found.push((Key::new(), Some(id), *entry));
+                    if chunk.extent == extent {
+                        let wanted = Wanted::Chunk { id, sequence: chunk.sequence, key: None };
+                        found.push((wanted, chunk.entry()));
                     }
                 }
                 next
             }
         };
         pass.step = Step::Records { extent, cursor, left: found.len() };
-        for (key, chunk, entry) in found {
-            self.scrubber.credit -= i64::from(entry.size.max(self.superblock.block_size));
-            self.scrubber.stats.bytes += u64::from(entry.size);
-            self.start_record_read(pass.shard, key, entry, chunk, ReadFor::Scrub);
+        for (wanted, entry) in found {
+            self.scrubber.credit -= i64::from(entry.size().max(self.superblock.block_size));
+            self.scrubber.stats.bytes += u64::from(entry.size());
+            self.start_read(pass.shard, wanted, &entry, ReadFor::Scrub);
         }
         true
     }
@@ -320,10 +321,9 @@ impl<D: Device> Engine<D> {
     pub(super) fn on_scrub_record(
         &mut self,
         at: usize,
-        key: &Key,
-        chunk: Option<u64>,
+        wanted: &Wanted,
         entry: &Entry,
-        error: Option<&OpError>,
+        error: Option<OpError>,
     ) {
         if let Some(Pass { step: Step::Records { left, .. }, .. }) = &mut self.scrubber.pass {
             *left = left.saturating_sub(1);
@@ -331,14 +331,23 @@ impl<D: Device> Engine<D> {
         let Some(error) = error else { return };
         // What was overwritten, deleted or moved meanwhile does not matter any more.
         let shard = &self.shards[at];
-        let newest = match chunk {
-            Some(id) => shard.chunks().stored(id).and_then(|there| Some((shard.key_of_chunk(id)?, there))),
-            None => shard.entry(key).filter(|_| !shard.is_pending(key)).map(|there| (key, there)),
+        let (newest, whose) = match wanted {
+            Wanted::Chunk { id, .. } => match (shard.key_of_chunk(*id), shard.chunks().stored(*id)) {
+                (Some(key), Some(there)) => (Some(there.entry()), format!("key '{}'", key.escape_ascii())),
+                _ => (None, String::new()),
+            },
+            // Where the key can be read, the error says it.
+            Wanted::Identity(identity) | Wanted::KeyOf(identity) => {
+                (shard.settled(*identity), "a key".to_owned())
+            }
+            Wanted::Key(key, hash) => {
+                (shard.settled(hash.identity()), format!("key '{}'", key.escape_ascii()))
+            }
         };
-        if let Some((key, _)) = newest.filter(|(_, there)| *there == entry) {
+        if newest.is_some_and(|there| there == *entry) {
             self.scrubber.stats.damaged += 1;
             let shard = shard.id.0;
-            tracing::error!("scrub: key '{}' of shard {shard} is damaged: {error}", key.escape_ascii());
+            tracing::error!("scrub: {whose} of shard {shard} is damaged: {error}");
         }
     }
 }

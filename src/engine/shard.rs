@@ -19,7 +19,7 @@ pub(super) use chunks::ChunkSource;
 pub use state::ShardState;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::hash::BuildHasher;
+use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
 use hashbrown::HashMap;
@@ -28,15 +28,14 @@ use siphasher::sip::SipHasher13;
 use super::action::is_expired;
 use super::cache::RecordCache;
 use super::extents::Extents;
-use super::index::{Entry, HashIndex, Index, hash_key};
+use super::index::{Entry, Expiries, HashIndex, Identity, Index, KeyHash, hash_key};
 use super::log::{Appended, Move, Moved, NewEntry, OpenExtent, Relocated, ShardLog};
 use super::long::LongValue;
 use super::op::{Answer, BatchId, Current, Key, KeyEffect, OpError, ShardId, Value};
-use super::recovery::Doubt;
+use super::recovery::{Doubt, FoundLong};
 use crate::format::Place;
 use crate::format::record::{Record, RecordType};
 use crate::format::superblock::Superblock;
-use crate::limits::KEY_SIZE_MAX;
 use crate::probe::{self, Probe};
 
 use chunks::Chunks;
@@ -44,7 +43,7 @@ use pending::PendingSet;
 use pin::Pin;
 use watch::Watch;
 
-pub(super) use pin::Before;
+pub(super) use pin::{Before, Pinned};
 
 /// Hashes keys with the device's secret: no randomness of the process, no collisions that clients could choose.
 #[derive(Clone, Copy)]
@@ -59,6 +58,31 @@ impl BuildHasher for SecretHash {
 
 pub(super) type KeyMap<V> = HashMap<Key, V, SecretHash>;
 
+/// Takes identities as they are: they are hashes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct UpperBits;
+
+/// Keeps the last 64 bits that it was given, which are the first of an identity.
+pub(super) struct UpperBitsHasher(u64);
+
+impl Hasher for UpperBitsHasher {
+    fn write(&mut self, _bytes: &[u8]) {}
+    fn write_u8(&mut self, _lower: u8) {}
+    fn write_u64(&mut self, upper: u64) {
+        self.0 = upper;
+    }
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+impl BuildHasher for UpperBits {
+    type Hasher = UpperBitsHasher;
+    fn build_hasher(&self) -> UpperBitsHasher {
+        UpperBitsHasher(0)
+    }
+}
+
 /// A value that a key has.
 #[derive(Debug, Clone)]
 pub(super) enum Stored {
@@ -66,6 +90,18 @@ pub(super) enum Stored {
     Plain(Value),
     /// In chunks.
     Long(Arc<LongValue>),
+}
+
+/// A key whose record on the device is the manifest of its value.
+struct LongKey {
+    key: Key,
+    value: Arc<LongValue>,
+}
+
+impl LongKey {
+    fn heap_size(&self) -> usize {
+        2 * size_of::<(Identity, LongKey)>() + self.key.len() + self.value.heap_size()
+    }
 }
 
 impl Stored {
@@ -82,7 +118,7 @@ pub(super) struct Pending {
     pub(super) value: Option<Stored>,
     pub(super) expires_at_ms: u64,
     pub(super) at: Appended,
-    hash: u64,
+    hash: KeyHash,
     /// Expired and reaped: absent, whatever the record says.
     reaped: bool,
     /// Its record is a part of a batch.
@@ -97,7 +133,17 @@ pub(super) struct Lookup {
     /// The frame that must be durable before an answer that rests on this may leave; 0 for none.
     pub(super) depends_on: u64,
     /// The key's hash.
-    pub(super) hash: u64,
+    pub(super) hash: KeyHash,
+}
+
+/// What a step of a scan found.
+pub(super) struct Scanned {
+    /// The next cursor, 0 at the end.
+    pub(super) next: u64,
+    /// Keys that are in memory: on their way to the device, or with a long value.
+    pub(super) keys: Vec<Key>,
+    /// Where the others are to be read.
+    pub(super) stored: Vec<(Identity, Entry)>,
 }
 
 /// Operations waiting for a key.
@@ -124,8 +170,8 @@ pub(super) struct Shard {
     pub(super) id: ShardId,
     superblock: Arc<Superblock>,
     index: HashIndex,
-    /// The values of the keys whose record in the index is a manifest.
-    long: KeyMap<Arc<LongValue>>,
+    /// The values of the keys whose record in the index is a manifest. By identity, as is everything that goes with the index.
+    long: HashMap<Identity, LongKey, UpperBits>,
     long_heap_size: usize,
     chunks: Chunks,
     pending: PendingSet,
@@ -145,9 +191,10 @@ pub(super) struct Shard {
     pub(super) cleared: Option<Cleared>,
     /// Bytes that garbage collection could free, as the allocator was told.
     pub(super) reclaimable: u64,
-    watches: KeyMap<Watch>,
+    watches: HashMap<Identity, Watch, UpperBits>,
     version: u64,
-    expiries: BTreeSet<(u64, Key)>,
+    /// When keys expire: as their newest records say, on the device or not.
+    expiries: Expiries,
     live: u64,
     live_bytes: u64,
     /// Frames up to this one are on the device, maybe in its volatile cache.
@@ -173,23 +220,20 @@ pub(super) struct Shard {
 impl Shard {
     pub(super) fn new(mut state: ShardState, superblock: Arc<Superblock>) -> Shard {
         let hash = SecretHash(superblock.secret);
-        let mut expiries = BTreeSet::new();
         let mut live_bytes = 0;
         let mut extents = std::mem::take(&mut state.extents);
-        state.each(&mut |key, entry| {
-            live_bytes += u64::from(entry.size);
+        state.each(&mut |_, entry| {
+            live_bytes += u64::from(entry.size());
             extents.on_entry(entry);
-            if entry.expires_at_ms != 0 {
-                expiries.insert((entry.expires_at_ms, Key::copy_from_slice(key)));
-            }
         });
         let chunks = Chunks::default();
-        let mut long = KeyMap::with_hasher(hash);
+        let mut long = HashMap::with_hasher(UpperBits);
         let mut long_heap_size = 0;
-        for (key, (size, pieces)) in std::mem::take(&mut state.manifests) {
-            let value = LongValue::found(size, &pieces, chunks.dead());
-            long_heap_size += value.heap_size();
-            long.insert(key, Arc::new(value));
+        for (identity, FoundLong { key, size, pieces }) in std::mem::take(&mut state.manifests) {
+            let value = Arc::new(LongValue::found(size, &pieces, chunks.dead()));
+            let one = LongKey { key, value };
+            long_heap_size += one.heap_size();
+            long.insert(identity, one);
         }
         let mut shard = Shard {
             id: state.id,
@@ -209,9 +253,9 @@ impl Shard {
             unsettled: BTreeSet::new(),
             cleared: None,
             reclaimable: 0,
-            watches: KeyMap::with_hasher(hash),
+            watches: HashMap::with_hasher(UpperBits),
             version: 0,
-            expiries,
+            expiries: state.expiries,
             live_bytes,
             written_frame: state.durable_frame,
             durable_frame: state.durable_frame,
@@ -228,7 +272,7 @@ impl Shard {
         shard
     }
 
-    pub(super) fn hash(&self, key: &[u8]) -> u64 {
+    pub(super) fn hash(&self, key: &[u8]) -> KeyHash {
         hash_key(&self.superblock.secret, key)
     }
 
@@ -247,18 +291,22 @@ impl Shard {
         let hash = self.hash(key);
         match self.pending.get(hash, key) {
             Some(pending) => (pending.value.is_some() && !pending.reaped).then_some(pending.expires_at_ms),
-            None => self.index.get(hash, key).map(|entry| entry.expires_at_ms),
+            None => {
+                let entry = self.index.get(hash.identity())?;
+                Some(self.expiry_of(hash.identity(), &entry))
+            }
         }
+    }
+
+    /// When a key expires whose newest record is on the device; 0 for never.
+    fn expiry_of(&self, identity: Identity, entry: &Entry) -> u64 {
+        if entry.expires { self.expiries.get(identity) } else { 0 }
     }
 
     /// Bytes of memory that grow with the number of keys.
     pub(super) fn index_heap_size(&self) -> usize {
-        // An expiry holds a key's bytes once more, beside its place in the tree.
-        const EXPIRY_SIZE: usize = 128;
-        let index = self.index.heap_size();
-        let key_size = index / (self.index.len() as usize).max(1);
         let long = self.chunks.heap_size() + self.long_heap_size;
-        index + self.expiries.len() * (EXPIRY_SIZE + key_size.min(KEY_SIZE_MAX)) + self.pin_size() + long
+        self.index.heap_size() + self.expiries.heap_size() + self.pin_size() + long
     }
 
     /// Bytes of memory of what is on its way to the device.
@@ -305,8 +353,13 @@ impl Shard {
     }
 
     /// The entry of a key whose newest record is on the device.
-    pub(super) fn entry(&self, key: &[u8]) -> Option<&Entry> {
-        self.index.get(self.hash(key), key)
+    pub(super) fn entry(&self, key: &[u8]) -> Option<Entry> {
+        self.index.get(self.hash(key).identity())
+    }
+
+    /// What is on the device of a key with this identity, unless something newer is on its way.
+    pub(super) fn settled(&self, identity: Identity) -> Option<Entry> {
+        self.index.get(identity).filter(|_| !self.pending.has_identity(identity))
     }
 
     /// Whether a newer record of the key than the index has is on its way.
@@ -334,11 +387,7 @@ impl Shard {
         if !self.is_in_doubt() || self.is_pending(key) {
             return None;
         }
-        let is_known = match self.index.get(self.hash(key), key) {
-            Some(entry) => entry.sequence >= self.doubt.below,
-            None => self.doubt.below == 0 || self.doubt.known_absent.contains(key),
-        };
-        if is_known && !self.doubt.keys.contains(key) {
+        if self.doubt.is_known(self.hash(key).identity()) && !self.doubt.keys.contains(key) {
             return None;
         }
         probe::hit(Probe::KeyInDoubt);
@@ -356,7 +405,7 @@ impl Shard {
     }
 
     /// The same where the hash is known.
-    pub(super) fn lookup_hashed(&mut self, hash: u64, key: &Key, now_ms: u64) -> Lookup {
+    pub(super) fn lookup_hashed(&mut self, hash: KeyHash, key: &Key, now_ms: u64) -> Lookup {
         let expired = |at: u64| is_expired(at, now_ms);
         if let Some(pending) = self.pending.get(hash, key) {
             let depends_on = pending.at.frame;
@@ -375,14 +424,15 @@ impl Shard {
             }
             return Lookup { current: None, entry: None, depends_on, hash };
         }
-        match self.index.get(hash, key).copied() {
-            Some(entry) if !expired(entry.expires_at_ms) => {
-                let current = Current {
-                    expires_at_ms: entry.expires_at_ms,
-                    size: u64::from(entry.value_size),
-                    value: None,
-                    long: if entry.is_long { self.long.get(key).cloned() } else { None },
-                };
+        let identity = hash.identity();
+        let entry = self.index.get(identity);
+        let expires_at_ms = entry.map_or(0, |entry| self.expiry_of(identity, &entry));
+        match entry {
+            Some(entry) if !expired(expires_at_ms) => {
+                let long = if entry.is_long { self.long_value(identity).cloned() } else { None };
+                // The index does not know how long a value is: its record, which is as long at least, has to be read.
+                let size = long.as_ref().map_or(0, |value| value.size());
+                let current = Current { expires_at_ms, size, value: None, long };
                 Lookup { current: Some(current), entry: Some(entry), depends_on: 0, hash }
             }
             Some(_) => {
@@ -394,34 +444,41 @@ impl Shard {
     }
 
     /// Forgets an expired key. Nothing is logged: its record says itself when it ends.
-    fn reap(&mut self, hash: u64, key: &Key) {
-        self.touch(key);
-        if let Some(pending) = self.pending.get_mut(hash, key) {
-            if pending.value.is_some() && !pending.reaped {
-                pending.reaped = true;
-                self.live -= 1;
-                let expiry = (pending.expires_at_ms, key.clone());
-                self.expiries.remove(&expiry);
-            }
-        } else if let Some(entry) = self.index.remove(hash, key) {
-            // It was no older than what was lost, so that it is known to have been the last.
-            if self.doubt.below > 0 && entry.sequence >= self.doubt.below {
-                self.doubt.known_absent.insert(key.clone());
-            }
+    fn reap(&mut self, hash: KeyHash, key: &Key) {
+        if self.pending.contains(hash, key) {
+            self.touch(hash.identity());
+            self.reap_pending(hash, key);
+        } else {
+            self.reap_settled(hash.identity());
+        }
+    }
+
+    fn reap_pending(&mut self, hash: KeyHash, key: &Key) {
+        let Some(pending) = self.pending.get_mut(hash, key) else { return };
+        if pending.value.is_some() && !pending.reaped {
+            pending.reaped = true;
             self.live -= 1;
-            self.live_bytes -= u64::from(entry.size);
-            self.extents.on_gone(&entry);
-            self.expiries.remove(&(entry.expires_at_ms, key.clone()));
-            self.forget_long(key, &entry);
+            self.expiries.remove(hash.identity());
+        }
+    }
+
+    /// Forgets an expired key whose newest record is on the device. It need not be known which one it is.
+    fn reap_settled(&mut self, identity: Identity) {
+        self.touch(identity);
+        if let Some(entry) = self.index.remove(identity) {
+            self.live -= 1;
+            self.count_gone(&entry);
+            self.expiries.remove(identity);
+            self.forget_long(identity, &entry);
         }
     }
 
     /// An entry has gone from the index, and its value with it.
-    fn forget_long(&mut self, key: &Key, entry: &Entry) {
+    fn forget_long(&mut self, identity: Identity, entry: &Entry) {
         if entry.is_long
-            && let Some(value) = self.long.remove(key)
+            && let Some(one) = self.long.remove(&identity)
         {
-            self.long_heap_size -= value.heap_size();
+            self.long_heap_size -= one.heap_size();
         }
     }
 
@@ -429,9 +486,13 @@ impl Shard {
     pub(super) fn reap_expired(&mut self, now_ms: u64, count: usize) -> bool {
         for _ in 0..count {
             match self.expiries.first() {
-                Some((at, key)) if is_expired(*at, now_ms) => {
-                    let key = key.clone();
-                    self.reap(self.hash(&key), &key);
+                Some((at, identity)) if is_expired(at, now_ms) => {
+                    match self.pending.key_of(identity) {
+                        Some((hash, key)) => self.reap(hash, &key),
+                        None => self.reap_settled(identity),
+                    }
+                    // Two keys of one identity could each leave the other's.
+                    self.expiries.remove(identity);
                 }
                 _ => return false,
             }
@@ -441,45 +502,43 @@ impl Shard {
 
     /// The last millisecond in which the next key to expire still lives.
     pub(super) fn next_expiry_ms(&self) -> Option<u64> {
-        self.expiries.first().map(|(at, _)| *at)
+        self.expiries.first().map(|(at, _)| at)
     }
 
     /// Makes an appended effect the key's newest state.
-    pub(super) fn install(&mut self, hash: u64, key: Key, effect: &KeyEffect, at: Appended, is_part: bool) {
-        self.touch(&key);
+    pub(super) fn install(
+        &mut self,
+        hash: KeyHash,
+        key: Key,
+        effect: &KeyEffect,
+        at: Appended,
+        is_part: bool,
+    ) {
+        let identity = hash.identity();
+        self.touch(identity);
         if self.is_in_doubt() {
             self.doubt.keys.remove(&key);
             // Its older records do not matter any more.
-            self.doubt.known_absent.insert(key.clone());
+            self.doubt.known.insert(identity);
         }
         self.note_before(&key, hash);
-        let before = match self.pending.get(hash, &key) {
-            Some(pending) => (pending.value.is_some() && !pending.reaped).then_some(pending.expires_at_ms),
-            None => self.index.get(hash, &key).map(|entry| entry.expires_at_ms),
+        // When what was there expires, where it does; and whether anything was there.
+        let (was_there, did_expire) = match self.pending.get(hash, &key) {
+            Some(pending) => {
+                let was_there = pending.value.is_some() && !pending.reaped;
+                (was_there, was_there && pending.expires_at_ms != 0)
+            }
+            None => self.index.get(identity).map_or((false, false), |entry| (true, entry.expires)),
         };
-        if let Some(expires_at_ms) = before {
-            self.live -= 1;
-            if expires_at_ms != 0 {
-                self.expiries.remove(&(expires_at_ms, key.clone()));
-            }
-        }
         let (value, expires_at_ms) = match effect {
-            KeyEffect::Put { value, expires_at_ms } => {
-                self.live += 1;
-                if *expires_at_ms != 0 {
-                    self.expiries.insert((*expires_at_ms, key.clone()));
-                }
-                (Some(Stored::Plain(value.clone())), *expires_at_ms)
-            }
-            KeyEffect::Long { value, expires_at_ms } => {
-                self.live += 1;
-                if *expires_at_ms != 0 {
-                    self.expiries.insert((*expires_at_ms, key.clone()));
-                }
-                (Some(Stored::Long(value.clone())), *expires_at_ms)
-            }
+            KeyEffect::Put { value, expires_at_ms } => (Some(Stored::Plain(value.clone())), *expires_at_ms),
+            KeyEffect::Long { value, expires_at_ms } => (Some(Stored::Long(value.clone())), *expires_at_ms),
             KeyEffect::Delete => (None, 0),
         };
+        self.live = self.live + u64::from(value.is_some()) - u64::from(was_there);
+        if did_expire || expires_at_ms != 0 {
+            self.expiries.set(identity, expires_at_ms);
+        }
         let pending = Pending { value, expires_at_ms, at, hash, reaped: false, is_part };
         if at.frame <= self.written_frame {
             self.settle(&key, &pending);
@@ -489,36 +548,41 @@ impl Shard {
         }
     }
 
+    /// A record of the device counts from now on.
+    fn count_live(&mut self, entry: &Entry) {
+        self.live_bytes += u64::from(entry.size());
+        self.extents.on_entry(entry);
+    }
+
+    /// It does not any more.
+    fn count_gone(&mut self, entry: &Entry) {
+        self.live_bytes -= u64::from(entry.size());
+        self.extents.on_gone(entry);
+    }
+
     /// Moves a written state into the index.
     fn settle(&mut self, key: &Key, pending: &Pending) {
+        let identity = pending.hash.identity();
         let before = match &pending.value {
             Some(value) if !pending.reaped => {
-                let entry = Entry {
-                    extent: pending.at.extent,
-                    offset: pending.at.offset,
-                    size: pending.at.size,
-                    value_size: value.size() as u32,
-                    sequence: pending.at.sequence,
-                    expires_at_ms: pending.expires_at_ms,
-                    is_part: pending.is_part,
-                    is_long: matches!(value, Stored::Long(_)),
-                };
-                self.live_bytes += u64::from(entry.size);
-                self.extents.on_entry(&entry);
-                self.index.insert(pending.hash, key, entry)
+                let is_long = matches!(value, Stored::Long(_));
+                let entry = pending.at.entry(pending.expires_at_ms != 0, pending.is_part, is_long);
+                self.count_live(&entry);
+                self.index.insert(identity, entry)
             }
-            _ => self.index.remove(pending.hash, key),
+            _ => self.index.remove(identity),
         };
         if let Some(before) = before {
-            self.live_bytes -= u64::from(before.size);
-            self.extents.on_gone(&before);
-            self.forget_long(key, &before);
+            self.count_gone(&before);
+            self.forget_long(identity, &before);
         }
         if let Some(Stored::Long(value)) = &pending.value
             && !pending.reaped
         {
-            self.long_heap_size += value.heap_size();
-            self.long.insert(key.clone(), value.clone());
+            // A copy of its own: the key may sit in a larger allocation.
+            let one = LongKey { key: Key::copy_from_slice(key), value: value.clone() };
+            self.long_heap_size += one.heap_size();
+            self.long.insert(identity, one);
         }
     }
 
@@ -527,28 +591,17 @@ impl Shard {
         if let Some(id) = moved.chunk {
             return self.on_chunk_collected(id, moved);
         }
-        let hash = self.hash(&moved.key);
-        let Some(before) = self.index.get(hash, &moved.key).copied() else { return };
-        // Whoever wrote the key since is newer than the copy.
-        if before.sequence != moved.from_sequence {
+        let identity = moved.hash.identity();
+        let Some(before) = self.index.get(identity) else { return };
+        // Whoever wrote the key since is newer than the copy. Nothing else can be where it was: its extent is still in use.
+        if !before.is_at(moved.from_extent, moved.from_offset) {
             return;
         }
-        let entry = Entry {
-            extent: moved.at.extent,
-            offset: moved.at.offset,
-            size: moved.at.size,
-            value_size: moved.value_size,
-            sequence: moved.at.sequence,
-            expires_at_ms: moved.expires_at_ms,
-            is_part: false,
-            is_long: before.is_long,
-        };
-        self.index.insert(hash, &moved.key, entry);
-        cache.on_moved(hash, self.id, before.sequence, entry.sequence);
-        self.extents.on_gone(&before);
-        self.extents.on_entry(&entry);
-        self.live_bytes -= u64::from(before.size);
-        self.live_bytes += u64::from(entry.size);
+        let entry = moved.at.entry(before.expires, false, before.is_long);
+        self.index.insert(identity, entry);
+        cache.on_moved(moved.hash, &before, &entry);
+        self.count_gone(&before);
+        self.count_live(&entry);
     }
 
     /// A frame, and what was appended behind it, are elsewhere now.
@@ -595,8 +648,8 @@ impl Shard {
             self.on_collected(one, cache);
         }
         for some in entries.chunks(PREFETCHED_COUNT) {
-            some.iter().for_each(|one| self.index.prefetch_bucket(one.hash));
-            some.iter().for_each(|one| self.index.prefetch_slots(one.hash));
+            some.iter().for_each(|one| self.index.prefetch_segment(one.hash.identity()));
+            some.iter().for_each(|one| self.index.prefetch_slots(one.hash.identity()));
             some.iter().for_each(|one| cache.prefetch(one.hash));
             for NewEntry { hash, key, sequence } in some {
                 let is_newest = |pending: &Pending| pending.at.sequence == *sequence;
@@ -604,7 +657,7 @@ impl Shard {
                 self.settle(&key, &pending);
                 match &pending.value {
                     Some(Stored::Plain(value)) if !pending.reaped => {
-                        cache.insert_written(pending.hash, self.id, *sequence, value);
+                        cache.insert_written(pending.hash, pending.at.extent, pending.at.offset, value);
                     }
                     _ => cache.remove(pending.hash),
                 }
@@ -614,17 +667,17 @@ impl Shard {
 
     /// Drops every key. The record that says so is in `frame`.
     pub(super) fn clear(&mut self, frame: u64) {
-        let watched: Vec<Key> = self.watches.keys().cloned().collect();
-        for key in watched {
-            if self.is_pending(&key) || self.entry(&key).is_some() {
-                self.touch(&key);
+        let watched: Vec<Identity> = self.watches.keys().copied().collect();
+        for identity in watched {
+            if self.pending.has_identity(identity) || self.index.get(identity).is_some() {
+                self.touch(identity);
             }
         }
         self.lose_pin("a FLUSHALL came in between");
         self.index.clear();
         self.extents.on_clear();
         self.pending.clear();
-        self.expiries.clear();
+        self.expiries = Expiries::default();
         self.long.clear();
         self.long_heap_size = 0;
         self.live = 0;
@@ -640,13 +693,13 @@ impl Shard {
         for (key, pending) in self.pending.drain() {
             if pending.value.is_some() && !pending.reaped {
                 self.live -= 1;
-                self.expiries.remove(&(pending.expires_at_ms, key.clone()));
+                self.expiries.remove(pending.hash.identity());
             }
             // What it replaces is no more known to be there than it is itself.
-            if let Some(entry) = self.index.remove(pending.hash, &key) {
-                self.live_bytes -= u64::from(entry.size);
-                self.extents.on_gone(&entry);
-                self.forget_long(&key, &entry);
+            let identity = pending.hash.identity();
+            if let Some(entry) = self.index.remove(identity) {
+                self.count_gone(&entry);
+                self.forget_long(identity, &entry);
             }
             self.unknown.insert(key, ());
         }
@@ -664,27 +717,42 @@ impl Shard {
         pending.max(self.clear_frame)
     }
 
-    /// Visits what is on the device from a cursor on, and gives the next cursor, 0 at the end.
-    pub(super) fn walk(&self, cursor: u64, count: usize, visit: &mut dyn FnMut(&[u8], &Entry)) -> u64 {
-        self.index.scan(cursor, count, visit)
+    /// Visits what is on the device, and when it expires, from a cursor on, but for what will be replaced by what is on its way.
+    /// Gives the next cursor, 0 at the end.
+    pub(super) fn walk(
+        &self,
+        cursor: u64,
+        count: usize,
+        visit: &mut dyn FnMut(Identity, &Entry, u64),
+    ) -> u64 {
+        self.index.scan(cursor, count, &mut |identity, entry| {
+            if !self.pending.has_identity(identity) {
+                visit(identity, entry, self.expiry_of(identity, entry));
+            }
+        })
     }
 
     /// Live keys from a cursor on, and the next cursor.
-    pub(super) fn scan(&mut self, cursor: u64, count: usize, now_ms: u64) -> (u64, Vec<Key>) {
-        let mut keys = Vec::new();
+    pub(super) fn scan(&self, cursor: u64, count: usize, now_ms: u64) -> Scanned {
+        let (mut keys, mut stored) = (Vec::new(), Vec::new());
         let live = |expires_at_ms: u64| !is_expired(expires_at_ms, now_ms);
-        let next = self.index.scan(cursor, count, &mut |key, entry| {
-            if live(entry.expires_at_ms) && !self.pending.contains(self.hash(key), key) {
-                keys.push(Key::copy_from_slice(key));
+        let next = self.walk(cursor, count, &mut |identity, entry, expires_at_ms| {
+            if !live(expires_at_ms) {
+                return;
+            }
+            match self.long.get(&identity).filter(|_| entry.is_long) {
+                Some(one) => keys.push(one.key.clone()),
+                None => stored.push((identity, *entry)),
             }
         });
         // The pending set is small; its keys belong to the range of hashes that the index just covered.
         for (key, pending) in self.pending.iter() {
-            let in_range = pending.hash >= cursor && (next == 0 || pending.hash < next);
+            let hash = pending.hash.upper();
+            let in_range = hash >= cursor && (next == 0 || hash < next);
             if in_range && pending.value.is_some() && !pending.reaped && live(pending.expires_at_ms) {
                 keys.push(key.clone());
             }
         }
-        (next, keys)
+        Scanned { next, keys, stored }
     }
 }

@@ -11,11 +11,16 @@
 //!   24  8  checkpoint: its number               16  8  number of the chunk, from 0 throughout the chain
 //!   32  4  part: place in the chain, from 0     24     items
 //!   36  8  boot that wrote it
-//!   44     zero to the end of the block
+//!   44  4  version of what is in it
+//!   48     zero to the end of the block
 //! ```
 //!
 //! Items, each a tag byte and its fields: a shard's position begins its section, then come the extents, retired frames, commit
-//! records, undecided parts, index entries and chunks of that shard, in any order; one end item closes the checkpoint.
+//! records, undecided parts, index entries and chunks of that shard, in any order; one end item closes the checkpoint. An index
+//! entry is what the index holds in memory, which knows no keys: bits of the hash and a place. That of a long value has key and
+//! manifest, which are in memory too.
+//!
+//! A checkpoint of another version is left alone, as a torn one is. Version 0 had keys and sequences.
 //!
 //! A checkpoint counts only when every chunk up to the end item is intact. It is disposable: the log gives the same.
 
@@ -24,6 +29,9 @@ use super::{FormatError, Place, Reader};
 
 /// `BASALTcp` as a little-endian number.
 pub const CHECKPOINT_MAGIC: u64 = u64::from_le_bytes(*b"BASALTcp");
+
+/// The version that is written, and the only one that is read.
+pub const CHECKPOINT_VERSION: u32 = 1;
 
 const CHUNK_MAGIC: u32 = u32::from_le_bytes(*b"CHNK");
 const WHAT: &str = "checkpoint header";
@@ -46,6 +54,8 @@ pub struct CheckpointHeader {
     pub part: u32,
     /// The start of the node that wrote it.
     pub boot: u64,
+    /// Version of what is in it.
+    pub version: u32,
 }
 
 impl CheckpointHeader {
@@ -64,6 +74,7 @@ impl CheckpointHeader {
         out.extend_from_slice(&self.checkpoint.to_le_bytes());
         out.extend_from_slice(&self.part.to_le_bytes());
         out.extend_from_slice(&self.boot.to_le_bytes());
+        out.extend_from_slice(&self.version.to_le_bytes());
         out.resize(block_size, 0);
         let sum = Self::checksum(uuid, secret, &out);
         out[8..12].copy_from_slice(&sum.to_le_bytes());
@@ -97,7 +108,12 @@ impl CheckpointHeader {
             checkpoint: reader.u64()?,
             part: reader.u32()?,
             boot: reader.u64()?,
+            version: reader.u32()?,
         };
+        // What another version has there is not for this one to judge.
+        if header.version != CHECKPOINT_VERSION {
+            return Ok(header);
+        }
         reader.zeros(block.len() - reader.position(), "reserved bytes")?;
         Ok(header)
     }
@@ -197,9 +213,35 @@ pub struct ExtentSummary {
     pub is_reserve: bool,
 }
 
-/// Where a key's newest record is.
+/// What the index says of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct IndexedRecord<'a> {
+pub struct IndexedKey<'a> {
+    /// The first 64 bits of the key's hash.
+    pub hash_upper: u64,
+    /// Those behind them that the index has.
+    pub hash_lower: u8,
+    /// Where its newest record is, as the index packs it.
+    pub entry: u64,
+    /// Milliseconds since the Unix epoch, 0 for none.
+    pub expires_at_ms: u64,
+    /// What is in memory of a long value.
+    pub long: Option<IndexedLong<'a>>,
+}
+
+/// What is in memory of a long value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IndexedLong<'a> {
+    /// The key.
+    pub key: &'a [u8],
+    /// Bytes of the value.
+    pub value_size: u32,
+    /// Where they are.
+    pub manifest: &'a [u8],
+}
+
+/// A part of a batch that was not decided yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PartRecord<'a> {
     /// The key.
     pub key: &'a [u8],
     /// The extent.
@@ -214,8 +256,6 @@ pub struct IndexedRecord<'a> {
     pub sequence: u64,
     /// Milliseconds since the Unix epoch, 0 for none.
     pub expires_at_ms: u64,
-    /// It is a part of a batch.
-    pub is_part: bool,
     /// Of a long value: its manifest, and `value_size` is the length of the value.
     pub manifest: Option<&'a [u8]>,
 }
@@ -252,18 +292,57 @@ pub enum Item<'a> {
     /// A batch that it decided and that other shards may still rest on.
     Commit(BatchNumber),
     /// A part of a batch that was not decided yet: its coordinator, and whether the key is deleted.
-    Part(BatchNumber, ShardId, bool, IndexedRecord<'a>),
+    Part(BatchNumber, ShardId, bool, PartRecord<'a>),
     /// A key.
-    Entry(IndexedRecord<'a>),
+    Entry(IndexedKey<'a>),
     /// The end, with the number of keys in all.
     End(u64),
     /// A chunk of a long value.
     Chunk(StoredChunk),
 }
 
-fn encode_record(record: &IndexedRecord<'_>, out: &mut Vec<u8>) {
+const KEY_EXPIRES: u8 = 1;
+const KEY_IS_LONG: u8 = 2;
+
+fn encode_key(key: &IndexedKey<'_>, out: &mut Vec<u8>) {
+    let flags = if key.expires_at_ms != 0 { KEY_EXPIRES } else { 0 }
+        | if key.long.is_some() { KEY_IS_LONG } else { 0 };
+    out.extend_from_slice(&[flags, key.hash_lower]);
+    out.extend_from_slice(&key.hash_upper.to_le_bytes());
+    out.extend_from_slice(&key.entry.to_le_bytes());
+    if key.expires_at_ms != 0 {
+        out.extend_from_slice(&key.expires_at_ms.to_le_bytes());
+    }
+    if let Some(long) = &key.long {
+        out.extend_from_slice(&(long.key.len() as u16).to_le_bytes());
+        out.extend_from_slice(&long.value_size.to_le_bytes());
+        out.extend_from_slice(&(long.manifest.len() as u32).to_le_bytes());
+        out.extend_from_slice(long.key);
+        out.extend_from_slice(long.manifest);
+    }
+}
+
+fn decode_key<'a>(reader: &mut Reader<'a>) -> Result<IndexedKey<'a>, FormatError> {
+    let flags = reader.u8()?;
+    if flags > KEY_EXPIRES | KEY_IS_LONG {
+        return Err(FormatError::Field { what: ITEM, field: "flags", got: u64::from(flags) });
+    }
+    let hash_lower = reader.u8()?;
+    let (hash_upper, entry) = (reader.u64()?, reader.u64()?);
+    let expires_at_ms = if flags & KEY_EXPIRES != 0 { reader.u64()? } else { 0 };
+    let long = if flags & KEY_IS_LONG != 0 {
+        let (key_size, value_size, manifest_size) = (reader.u16()?, reader.u32()?, reader.u32()?);
+        let (key, manifest) = (reader.take(usize::from(key_size))?, reader.take(manifest_size as usize)?);
+        Some(IndexedLong { key, value_size, manifest })
+    } else {
+        None
+    };
+    Ok(IndexedKey { hash_upper, hash_lower, entry, expires_at_ms, long })
+}
+
+fn encode_part(record: &PartRecord<'_>, out: &mut Vec<u8>) {
     out.extend_from_slice(&(record.key.len() as u16).to_le_bytes());
-    out.push(u8::from(record.is_part) | u8::from(record.manifest.is_some()) << 1);
+    out.push(u8::from(record.manifest.is_some()));
     for number in [record.extent, record.offset, record.size, record.value_size] {
         out.extend_from_slice(&number.to_le_bytes());
     }
@@ -276,14 +355,10 @@ fn encode_record(record: &IndexedRecord<'_>, out: &mut Vec<u8>) {
     }
 }
 
-fn decode_record<'a>(reader: &mut Reader<'a>) -> Result<IndexedRecord<'a>, FormatError> {
+fn decode_part<'a>(reader: &mut Reader<'a>) -> Result<PartRecord<'a>, FormatError> {
     let key_size = usize::from(reader.u16()?);
-    let flags = reader.u8()?;
-    if flags > 3 {
-        return Err(FormatError::Field { what: ITEM, field: "flags", got: u64::from(flags) });
-    }
-    let mut record = IndexedRecord {
-        is_part: flags & 1 != 0,
+    let is_long = decode_flag(reader)?;
+    let mut record = PartRecord {
         extent: reader.u32()?,
         offset: reader.u32()?,
         size: reader.u32()?,
@@ -293,7 +368,7 @@ fn decode_record<'a>(reader: &mut Reader<'a>) -> Result<IndexedRecord<'a>, Forma
         key: reader.take(key_size)?,
         manifest: None,
     };
-    if flags & 2 != 0 {
+    if is_long {
         let size = reader.u32()? as usize;
         record.manifest = Some(reader.take(size)?);
     }
@@ -340,11 +415,11 @@ impl Item<'_> {
                 numbers(5, &[*boot, *number]);
                 out.extend_from_slice(&coordinator.0.to_le_bytes());
                 out.push(u8::from(*is_delete));
-                encode_record(record, out);
+                encode_part(record, out);
             }
-            Item::Entry(record) => {
+            Item::Entry(key) => {
                 out.push(6);
-                encode_record(record, out);
+                encode_key(key, out);
             }
             Item::End(count) => numbers(7, &[*count]),
             Item::Chunk(chunk) => {
@@ -391,9 +466,9 @@ pub fn decode_items<'a>(
                 let batch = (reader.u64()?, reader.u64()?);
                 let coordinator = ShardId(reader.u16()?);
                 let is_delete = decode_flag(reader)?;
-                Item::Part(batch, coordinator, is_delete, decode_record(reader)?)
+                Item::Part(batch, coordinator, is_delete, decode_part(reader)?)
             }
-            6 => Item::Entry(decode_record(reader)?),
+            6 => Item::Entry(decode_key(reader)?),
             7 => Item::End(reader.u64()?),
             8 => Item::Chunk(StoredChunk {
                 id: reader.u64()?,
@@ -415,10 +490,18 @@ mod tests {
     use super::*;
 
     const HEADER: CheckpointHeader =
-        CheckpointHeader { extent: 5, epoch: 0x0001_0000_0002, checkpoint: 9, part: 1, boot: 4 };
+        CheckpointHeader { extent: 5, epoch: 1 << 32 | 2, checkpoint: 9, part: 1, boot: 4, version: 1 };
 
-    fn record(key: &[u8]) -> IndexedRecord<'_> {
-        IndexedRecord {
+    const KEY: IndexedKey<'static> = IndexedKey {
+        hash_upper: 0x0123_4567_89ab_cdef,
+        hash_lower: 17,
+        entry: 1 << 60 | 5,
+        expires_at_ms: 0,
+        long: None,
+    };
+
+    fn part(key: &[u8]) -> PartRecord<'_> {
+        PartRecord {
             key,
             extent: 3,
             offset: 4096,
@@ -426,7 +509,6 @@ mod tests {
             value_size: 50,
             sequence: 1 << 40,
             expires_at_ms: 12,
-            is_part: true,
             manifest: None,
         }
     }
@@ -440,6 +522,7 @@ mod tests {
             open: Some((3, 8192)),
             clean: true,
         };
+        let long = IndexedLong { key: b"key", value_size: 1 << 30, manifest: b"manifest" };
         vec![
             Item::Shard(position),
             Item::Shard(ShardPosition { open: None, clean: false, ..position }),
@@ -456,11 +539,14 @@ mod tests {
             }),
             Item::Retired(4, 6),
             Item::Commit((3, 4)),
-            Item::Part((3, 5), ShardId(1), true, record(b"part")),
-            Item::Entry(record(b"")),
-            Item::Entry(record(b"key")),
-            Item::Entry(IndexedRecord { manifest: Some(b"manifest"), is_part: false, ..record(b"long") }),
-            Item::Entry(IndexedRecord { manifest: Some(b""), ..record(b"hole") }),
+            Item::Part((3, 5), ShardId(1), true, part(b"part")),
+            Item::Part((3, 5), ShardId(1), false, PartRecord { manifest: Some(b"manifest"), ..part(b"") }),
+            Item::Part((3, 5), ShardId(1), false, PartRecord { manifest: Some(b""), ..part(b"hole") }),
+            Item::Entry(KEY),
+            Item::Entry(IndexedKey { expires_at_ms: 12, ..KEY }),
+            Item::Entry(IndexedKey { long: Some(long), ..KEY }),
+            Item::Entry(IndexedKey { long: Some(IndexedLong { manifest: b"", ..long }), ..KEY }),
+            Item::Entry(IndexedKey { long: Some(IndexedLong { key: b"", ..long }), expires_at_ms: 1, ..KEY }),
             Item::Chunk(StoredChunk {
                 id: 1 << 33,
                 extent: 3,

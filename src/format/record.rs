@@ -158,6 +158,32 @@ impl Record<'_> {
     ///
     /// An error means that not even the key can be trusted; a damaged value is reported in the result.
     pub fn decode(bytes: &[u8], place: Place, offset: u32) -> Result<Decoded<'_>, FormatError> {
+        let Head { record, value_at, value_size, value_sum } = Head::decode(bytes, place, offset)?;
+        let mut reader = Reader::new(WHAT, bytes);
+        reader.take(value_at)?;
+        let value = reader.take(value_size)?;
+        let value_intact = place.checksum(offset, &[value]) == value_sum;
+        Ok(Decoded { record: Record { value, ..record }, size: reader.position(), value_intact })
+    }
+
+    /// Reads what the record that stands `offset` bytes into its extent and starts `bytes` says of its key: all but the value, of
+    /// which nothing needs to be there.
+    pub fn decode_head(bytes: &[u8], place: Place, offset: u32) -> Result<Record<'_>, FormatError> {
+        Head::decode(bytes, place, offset).map(|head| head.record)
+    }
+}
+
+/// A record up to its value.
+struct Head<'a> {
+    /// Without its value.
+    record: Record<'a>,
+    value_at: usize,
+    value_size: usize,
+    value_sum: u32,
+}
+
+impl Head<'_> {
+    fn decode(bytes: &[u8], place: Place, offset: u32) -> Result<Head<'_>, FormatError> {
         let field = |field, got| FormatError::Field { what: WHAT, field, got };
         let mut reader = Reader::new(WHAT, bytes);
         let stored = reader.u32()?;
@@ -230,10 +256,8 @@ impl Record<'_> {
         if !shape_is_right {
             return Err(field("value length", value_size as u64));
         }
-        let value = reader.take(value_size)?;
-        let value_intact = place.checksum(offset, &[value]) == value_sum;
-        let record = Record { kind, sequence, database, expires_at_ms, batch, long, key, value };
-        Ok(Decoded { record, size: reader.position(), value_intact })
+        let record = Record { kind, sequence, database, expires_at_ms, batch, long, key, value: &[] };
+        Ok(Head { record, value_at: reader.position(), value_size, value_sum })
     }
 }
 
@@ -280,6 +304,11 @@ mod tests {
             out.extend_from_slice(b"what follows");
             let decoded = Record::decode(&out[3..], place(), 4096).unwrap();
             assert_eq!(decoded, Decoded { record, size: record.size(), value_intact: true });
+            // Its head needs nothing of the value.
+            let value_at = record.size() - record.value.len();
+            let head = Record::decode_head(&out[3..3 + value_at], place(), 4096).unwrap();
+            assert_eq!(head, Record { value: b"", ..record });
+            assert!(Record::decode_head(&out[3..2 + value_at], place(), 4096).is_err());
         }
     }
 

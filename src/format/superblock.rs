@@ -192,6 +192,16 @@ impl Superblock {
         Ok((copy, superblock))
     }
 
+    /// The blocks around a record: their offset on the device, their bytes, and how many of those come before the record. As far
+    /// as the extent goes, where the size is rounded up.
+    pub fn blocks_of(&self, extent: u32, offset: u32, size: u32) -> (u64, usize, usize) {
+        let block = u64::from(self.block_size);
+        let from = u64::from(offset) / block * block;
+        let end = (u64::from(offset) + u64::from(size)).next_multiple_of(block);
+        let end = end.min(self.layout.extent_size.max(from));
+        (self.layout.extent_offset(extent) + from, (end - from) as usize, offset as usize - from as usize)
+    }
+
     /// The next generation, made from this one.
     pub fn next(&self) -> Superblock {
         let copy0 = self.encode(0);

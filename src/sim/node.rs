@@ -194,7 +194,9 @@ impl SimNode {
                 && other.damage.is_empty()
             {
                 let other = other.resolve(&committed, &superblock);
-                if let Some(difference) = state.difference(&other, &superblock.secret, clock.unix_ms) {
+                let difference =
+                    state.difference(&other, &mut queue, &superblock, clock.unix_ms).map_err(io)?;
+                if let Some(difference) = difference {
                     differ(state.id(), &difference);
                 }
             }

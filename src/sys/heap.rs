@@ -33,9 +33,9 @@ pub fn allocated() -> Option<u64> {
 }
 
 /// What a piece of so many bytes takes: mimalloc has classes of 16 bytes up to 128, then eight to each doubling.
-fn taken(size: usize) -> isize {
+pub fn taken(size: usize) -> usize {
     let step = if size <= 128 { 16 } else { size.next_power_of_two() / 16 };
-    size.max(1).checked_next_multiple_of(step).unwrap_or(size) as isize
+    size.max(1).checked_next_multiple_of(step).unwrap_or(size)
 }
 
 fn count_if(succeeded: bool, size: isize) {
@@ -74,19 +74,19 @@ unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller keeps what `GlobalAlloc::alloc` asks for, which is what `MiMalloc` asks for.
         let ptr = unsafe { MiMalloc.alloc(layout) };
-        count_if(!ptr.is_null(), taken(layout.size()));
+        count_if(!ptr.is_null(), taken(layout.size()) as isize);
         ptr
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as for `alloc`.
         let ptr = unsafe { MiMalloc.alloc_zeroed(layout) };
-        count_if(!ptr.is_null(), taken(layout.size()));
+        count_if(!ptr.is_null(), taken(layout.size()) as isize);
         ptr
     }
 
     unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        count_if(true, -taken(layout.size()));
+        count_if(true, -(taken(layout.size()) as isize));
         // SAFETY: the caller has `ptr` from this allocator, which is to say from `MiMalloc`, with this layout.
         unsafe { MiMalloc.dealloc(ptr, layout) }
     }
@@ -94,7 +94,7 @@ unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         // SAFETY: as for `dealloc`; the caller keeps what `GlobalAlloc::realloc` asks of `size`.
         let ptr = unsafe { MiMalloc.realloc(ptr, layout, size) };
-        count_if(!ptr.is_null(), taken(size) - taken(layout.size()));
+        count_if(!ptr.is_null(), taken(size) as isize - taken(layout.size()) as isize);
         ptr
     }
 }

@@ -133,11 +133,10 @@ impl<D: Device> Engine<D> {
             Ok(appended) => {
                 if is_live {
                     let moved = Moved {
-                        key,
-                        from_sequence: record.sequence,
+                        hash: self.shards[at].hash(&key),
+                        from_extent: active.extent,
+                        from_offset: offset,
                         at: appended,
-                        value_size: record.value_size(),
-                        expires_at_ms: record.expires_at_ms,
                         chunk: (record.kind == RecordType::Chunk).then_some(record.long),
                     };
                     self.shards[at].log.note_moved(moved);
@@ -187,8 +186,8 @@ impl<D: Device> Engine<D> {
                 if shard.is_pending(key) {
                     return Fate::Drop;
                 }
-                let entry = shard.entry(key).copied();
-                let is_here = entry.is_some_and(|one| one.extent == active.extent && one.offset == offset);
+                let entry = shard.entry(key);
+                let is_here = entry.is_some_and(|one| one.is_at(active.extent, offset));
                 let needed = match (record.kind, entry) {
                     (_, Some(_)) => is_here,
                     // Absent: this says so, as does one that expires, or an older record of the key would come back.

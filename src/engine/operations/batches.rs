@@ -39,7 +39,10 @@ impl<D: Device> Engine<D> {
             let lookup = self.shards[at].lookup(key, clock.unix_ms);
             depends_on = depends_on.max(lookup.depends_on);
             if values_size_max.is_some() {
-                let size = lookup.current.as_ref().map_or(0, |current| current.size);
+                let size = match (&lookup.current, lookup.entry) {
+                    (Some(current), Some(entry)) if current.long.is_none() => entry.value_size_max(key),
+                    (current, _) => current.as_ref().map_or(0, |current| current.size),
+                };
                 match left.checked_sub(size) {
                     Some(_) if values_size + size > room => {
                         current.push(Err(OpError::MemoryShort));
@@ -59,10 +62,10 @@ impl<D: Device> Engine<D> {
             if values_size_max.is_some()
                 && let Some(entry) = lookup.entry
             {
-                match (self.cached(at, lookup.hash, &entry), &mut found) {
+                match self.cached(lookup.hash, &entry) {
                     _ if entry.is_long => {}
-                    (Some(value), Some(found)) => found.value = Some(value),
-                    _ => wanted.push((index, key.clone(), entry)),
+                    Some(value) => found = found.map(|found| found.with_value(value)),
+                    None => wanted.push((index, key.clone(), lookup.hash, entry)),
                 }
             }
             if values_size_max.is_some() {
@@ -87,8 +90,8 @@ impl<D: Device> Engine<D> {
             return;
         }
         let id = self.suspend(at, token, State::LockReading(Box::new(reading)));
-        for (index, key, entry) in wanted {
-            self.start_read(at, key, entry, ReadFor::Lock { operation: id, index });
+        for (index, key, hash, entry) in wanted {
+            self.start_read(at, Wanted::Key(key, hash), &entry, ReadFor::Lock { operation: id, index });
         }
         for (index, key, value) in wanted_long {
             self.start_long_read(at, key, &value, ReadFor::Lock { operation: id, index }, clock);
@@ -100,14 +103,20 @@ impl<D: Device> Engine<D> {
         &mut self,
         id: usize,
         index: usize,
-        value: Result<crate::engine::op::Value, OpError>,
+        value: Result<Option<Value>, OpError>,
     ) {
         let Some(operation) = self.operations.get_mut(id) else { return };
         let State::LockReading(reading) = &mut operation.state else { return };
-        match (value, &mut reading.current[index]) {
-            (Ok(value), Ok(Some(current))) => current.value = Some(value),
-            (Ok(_), _) => {}
-            (Err(error), slot) => *slot = Err(error),
+        let current = &mut reading.current[index];
+        match value {
+            Ok(Some(value)) => {
+                if let Ok(found) = current {
+                    *found = found.take().map(|found| found.with_value(value));
+                }
+            }
+            // It is another key's.
+            Ok(None) => *current = Ok(None),
+            Err(error) => *current = Err(error),
         }
         reading.reads_left -= 1;
         if reading.reads_left == 0 {
@@ -254,6 +263,8 @@ impl<D: Device> Engine<D> {
             } else if outcome == BatchOutcome::Committed {
                 let hash = self.shards[shard].hash(&key);
                 self.shards[shard].install(hash, key, &effect, appended, true);
+                // It may be in the index at once.
+                self.cache.remove(hash);
             }
         }
         match batch {

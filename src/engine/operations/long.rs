@@ -6,6 +6,7 @@ use super::*;
 use crate::engine::action::{LongNeed, long_need};
 use crate::engine::long::{LongValue, Piece, copy_into};
 use crate::engine::op::Value;
+use crate::engine::reads::ReadRecord;
 use crate::engine::shard::{ChunkSource, Lookup};
 use crate::limits::LONG_READ_DEPTH;
 use crate::probe::{self, Probe};
@@ -194,9 +195,10 @@ impl<D: Device> Engine<D> {
                 Some(ChunkSource::Memory(bytes)) => read.take(start, bytes),
                 Some(ChunkSource::Device(entry)) => {
                     read.in_flight += 1;
-                    let (shard, key) = (read.shard, read.key.clone());
+                    let (shard, sequence) = (read.shard, entry.sequence);
+                    let wanted = Wanted::Chunk { id: chunk, sequence, key: Some(read.key.clone()) };
                     let to = ReadFor::Piece { read: id, start };
-                    self.start_record_read(shard, key, entry, Some(chunk), to);
+                    self.start_read(shard, wanted, &entry.entry(), to);
                 }
                 None => {
                     let detail = format!("the chunk of its value at byte {start} is not there");
@@ -212,7 +214,8 @@ impl<D: Device> Engine<D> {
         }
         let LongRead { shard, key, pieces, size, into, error, to, .. } = self.long_reads.remove(id);
         let first = |pieces: &[Piece]| pieces.first().map(Piece::id);
-        let now = self.shards[shard].long_value(&key);
+        let identity = self.shards[shard].hash(&key).identity();
+        let now = self.shards[shard].long_value(identity);
         let is_outlived = now.is_none_or(|now| first(now.pieces()) != first(&pieces));
         probe::hit_if(is_outlived && matches!(into, Into::Buffer { from: 0, .. }), Probe::LongReadOutlived);
         self.long_reads_size -= size;
@@ -223,9 +226,11 @@ impl<D: Device> Engine<D> {
         let result = error.map_or(Ok(bytes), Err);
         match to {
             ReadFor::Key(operation) => self.on_long_read(operation, result, parts, clock),
-            ReadFor::Lock { operation, index } => self.on_lock_read(operation, index, result),
-            ReadFor::Pin { operation, index } => self.on_pin_read(operation, index, result),
-            ReadFor::Piece { .. } | ReadFor::Scrub => {}
+            ReadFor::Lock { operation, index } => self.on_lock_read(operation, index, result.map(Some)),
+            ReadFor::Pin { operation, index } => {
+                self.on_pin_read(operation, index, result.map(|value| ReadRecord { key, value }));
+            }
+            ReadFor::Piece { .. } | ReadFor::Scrub | ReadFor::Scan(_) => {}
         }
     }
 

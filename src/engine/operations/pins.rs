@@ -5,7 +5,8 @@ use bytes::Bytes;
 use super::*;
 use crate::engine::extents::ExtentState;
 use crate::engine::op::PinnedKey;
-use crate::engine::shard::Before;
+use crate::engine::reads::{ReadRecord, Wanted};
+use crate::engine::shard::{Before, Pinned};
 use crate::limits::{DUMP_KEYS_MAX, DUMP_PART_SIZE};
 
 /// Keys of a pin, some of whose values are being read.
@@ -44,16 +45,17 @@ impl<D: Device> Engine<D> {
         };
         let (mut keys, mut wanted) = (Vec::with_capacity(taken.len()), Vec::new());
         let mut wanted_long = Vec::new();
-        for (index, (key, before)) in taken.into_iter().enumerate() {
+        for (index, Pinned { identity, key, before }) in taken.into_iter().enumerate() {
             let expires_at_ms = before.expires_at_ms();
+            let key = key.unwrap_or_default();
             let value = match before {
                 Before::Value { value, .. } => value,
                 Before::Long { value, .. } => {
                     wanted_long.push((index, key.clone(), value));
                     Bytes::new()
                 }
-                Before::Stored(entry) => {
-                    wanted.push((index, key.clone(), entry));
+                Before::Stored { entry, .. } => {
+                    wanted.push((index, identity, entry));
                     Bytes::new()
                 }
             };
@@ -65,24 +67,28 @@ impl<D: Device> Engine<D> {
             return;
         }
         let id = self.suspend(at, token, State::PinReading(Box::new(reading)));
-        for (index, key, entry) in wanted {
-            self.start_read(at, key, entry, ReadFor::Pin { operation: id, index });
+        for (index, identity, entry) in wanted {
+            self.start_read(at, Wanted::Identity(identity), &entry, ReadFor::Pin { operation: id, index });
         }
         for (index, key, value) in wanted_long {
             self.start_long_read(at, key, &value, ReadFor::Pin { operation: id, index }, clock);
         }
     }
 
-    /// One of the values that `PinReading` waited for is there, or can't be had.
+    /// One of the records that `PinReading` waited for is there, or can't be had.
     pub(in crate::engine) fn on_pin_read(
         &mut self,
         id: usize,
         index: usize,
-        value: Result<crate::engine::op::Value, OpError>,
+        record: Result<ReadRecord, OpError>,
     ) {
         let Some(operation) = self.operations.get_mut(id) else { return };
         let State::PinReading(reading) = &mut operation.state else { return };
-        reading.keys[index].value = value;
+        let one = &mut reading.keys[index];
+        match record {
+            Ok(record) => (one.key, one.value) = (record.key, Ok(record.value)),
+            Err(error) => one.value = Err(error),
+        }
         reading.reads_left -= 1;
         if reading.reads_left == 0 {
             let Operation { token, state, .. } = self.operations.remove(id);

@@ -9,18 +9,19 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::read::read_tried;
-use super::resolve::Part;
+use super::resolve::{FoundLong, Part};
 use super::survey::Survey;
 use crate::device::{Device, IoError};
 use crate::engine::allocator::CheckpointChain;
-use crate::engine::index::{Entry, HashIndex, Index, hash_key};
+use crate::engine::index::{Entry, Expiries, HashIndex, Identity, Index, RecordRef};
 use crate::engine::op::{BatchId, ShardId};
 use crate::format::FormatError;
 use crate::format::checkpoint::{
-    CheckpointHeader, ExtentSummary, IndexedRecord, Item, ShardPosition, decode_chunk, decode_items,
+    CHECKPOINT_VERSION, CheckpointHeader, ExtentSummary, IndexedKey, Item, PartRecord, ShardPosition,
+    decode_chunk, decode_items,
 };
 use crate::format::frame_ranges::FrameRanges;
-use crate::format::manifest::{self, ManifestPiece};
+use crate::format::manifest;
 use crate::format::record::RecordType;
 use crate::format::superblock::Superblock;
 use crate::probe::{self, Probe};
@@ -36,8 +37,9 @@ pub(super) struct Base {
     pub(super) commits: Vec<BatchId>,
     pub(super) parts: Vec<(BatchId, Part)>,
     pub(super) index: HashIndex,
-    pub(super) manifests: BTreeMap<Bytes, (u64, Vec<ManifestPiece>)>,
-    pub(super) chunks: BTreeMap<u64, Entry>,
+    pub(super) expiries: Expiries,
+    pub(super) manifests: BTreeMap<Identity, FoundLong>,
+    pub(super) chunks: BTreeMap<u64, RecordRef>,
 }
 
 impl Base {
@@ -49,6 +51,7 @@ impl Base {
             commits: Vec::new(),
             parts: Vec::new(),
             index: HashIndex::default(),
+            expiries: Expiries::default(),
             manifests: BTreeMap::new(),
             chunks: BTreeMap::new(),
         }
@@ -112,7 +115,11 @@ pub fn load_checkpoints<D: Device>(
     let mut out = Checkpoints::default();
     for (checkpoint, mut headers) in found.into_iter().rev() {
         headers.sort_by_key(|header| header.part);
-        let is_chain = headers.iter().enumerate().all(|(at, header)| header.part as usize == at);
+        // Those of another version cost time, as torn ones do.
+        let is_chain = headers
+            .iter()
+            .enumerate()
+            .all(|(at, header)| header.part as usize == at && header.version == CHECKPOINT_VERSION);
         let loaded = if is_chain {
             load_chain(device, superblock, &headers, &mut |bytes| {
                 out.bytes_read += bytes;
@@ -172,7 +179,7 @@ fn load_chain<D: Device>(
                         if let Item::End(count) = item {
                             ended = Some(count);
                         }
-                        take(item, &mut bases, &mut entries, superblock)
+                        take(item, &mut bases, &mut entries)
                     })?;
                     window.drain(..size);
                     at += size as u64;
@@ -198,29 +205,47 @@ fn load_chain<D: Device>(
     Ok(bases)
 }
 
-fn entry_of(record: &IndexedRecord<'_>) -> Entry {
-    Entry {
+fn part_of(kind: RecordType, record: &PartRecord<'_>, coordinator: ShardId) -> Result<Part, FormatError> {
+    let pieces =
+        record.manifest.map(|bytes| manifest::decode(bytes, u64::from(record.value_size))).transpose()?;
+    let found = RecordRef {
         extent: record.extent,
         offset: record.offset,
         size: record.size,
         value_size: record.value_size,
         sequence: record.sequence,
         expires_at_ms: record.expires_at_ms,
-        is_part: record.is_part,
+        is_part: true,
         is_long: record.manifest.is_some(),
+    };
+    Ok(Part { kind, key: Bytes::copy_from_slice(record.key), record: found, pieces, coordinator })
+}
+
+/// Takes a key into a shard's index.
+fn take_key(base: &mut Base, key: &IndexedKey<'_>) -> Result<(), FormatError> {
+    let wrong = |field, got| FormatError::Field { what: "checkpoint entry", field, got };
+    let identity = Identity::from_parts(key.hash_upper, key.hash_lower)
+        .ok_or_else(|| wrong("hash", u64::from(key.hash_lower)))?;
+    let entry = Entry::from_bits(key.entry).ok_or_else(|| wrong("entry", key.entry))?;
+    if entry.expires != (key.expires_at_ms != 0) {
+        return Err(wrong("expiry", key.expires_at_ms));
     }
+    if let Some(long) = &key.long {
+        let found = FoundLong {
+            key: Bytes::copy_from_slice(long.key),
+            size: u64::from(long.value_size),
+            pieces: manifest::decode(long.manifest, u64::from(long.value_size))?,
+        };
+        base.manifests.insert(identity, found);
+    }
+    base.index.insert(identity, entry);
+    if entry.expires {
+        base.expiries.set(identity, key.expires_at_ms);
+    }
+    Ok(())
 }
 
-fn pieces_of(record: &IndexedRecord<'_>) -> Result<Option<Vec<ManifestPiece>>, FormatError> {
-    record.manifest.map(|bytes| manifest::decode(bytes, u64::from(record.value_size))).transpose()
-}
-
-fn take(
-    item: Item<'_>,
-    bases: &mut Vec<Base>,
-    entries: &mut u64,
-    superblock: &Superblock,
-) -> Result<(), FormatError> {
+fn take(item: Item<'_>, bases: &mut Vec<Base>, entries: &mut u64) -> Result<(), FormatError> {
     if let Item::Shard(position) = item {
         bases.push(Base::new(position));
         return Ok(());
@@ -234,7 +259,7 @@ fn take(
     match item {
         Item::Shard(_) | Item::End(_) => {}
         Item::Chunk(chunk) => {
-            let entry = Entry {
+            let found = RecordRef {
                 extent: chunk.extent,
                 offset: chunk.offset,
                 size: chunk.size,
@@ -244,24 +269,18 @@ fn take(
                 is_part: false,
                 is_long: false,
             };
-            base.chunks.insert(chunk.id, entry);
+            base.chunks.insert(chunk.id, found);
         }
         Item::Extent(summary) => base.extents.push(summary),
         Item::Retired(first, last) => base.retired.insert(first, last),
         Item::Commit((boot, number)) => base.commits.push(BatchId { boot, number }),
         Item::Part((boot, number), coordinator, is_delete, record) => {
             let kind = if is_delete { RecordType::Delete } else { RecordType::Put };
-            let key = Bytes::copy_from_slice(record.key);
-            let part = Part { kind, key, entry: entry_of(&record), pieces: pieces_of(&record)?, coordinator };
-            base.parts.push((BatchId { boot, number }, part));
+            base.parts.push((BatchId { boot, number }, part_of(kind, &record, coordinator)?));
         }
-        Item::Entry(record) => {
+        Item::Entry(key) => {
             *entries += 1;
-            if let Some(pieces) = pieces_of(&record)? {
-                let value = (u64::from(record.value_size), pieces);
-                base.manifests.insert(Bytes::copy_from_slice(record.key), value);
-            }
-            base.index.insert(hash_key(&superblock.secret, record.key), record.key, entry_of(&record));
+            take_key(base, &key)?;
         }
     }
     Ok(())

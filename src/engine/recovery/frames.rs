@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::Damage;
 use super::survey::lost_header;
-use crate::engine::index::Entry;
+use crate::engine::index::RecordRef;
 use crate::engine::op::{BatchId, ShardId};
 use crate::format::extent::ExtentHeader;
 use crate::format::frame::{FRAME_HEADER_SIZE, FrameHeader};
@@ -21,7 +21,7 @@ use crate::probe::{self, Probe};
 pub(in crate::engine) struct Found {
     pub(in crate::engine) kind: RecordType,
     pub(in crate::engine) key: Bytes,
-    pub(in crate::engine) entry: Entry,
+    pub(in crate::engine) record: RecordRef,
     pub(in crate::engine) batch: Option<(BatchId, ShardId)>,
     pub(in crate::engine) participant_count: u16,
     /// What a record of that kind says is retired.
@@ -112,8 +112,8 @@ pub(super) fn read_frame(
                 return read;
             }
         };
-        if record.entry.sequence != header.first_sequence + u64::from(number) {
-            let what = format!("sequence {} is out of order", record.entry.sequence);
+        if record.record.sequence != header.first_sequence + u64::from(number) {
+            let what = format!("sequence {} is out of order", record.record.sequence);
             read.damage.push(damage(position, size, Some(&record.key), what));
         }
         if !record.value_intact {
@@ -168,7 +168,7 @@ pub(super) fn found_at(
         (RecordType::Commit, true, [low, high]) => u16::from_le_bytes([*low, *high]),
         _ => 0,
     };
-    let entry = Entry {
+    let record_ref = RecordRef {
         extent,
         offset,
         size: size as u32,
@@ -193,7 +193,7 @@ pub(super) fn found_at(
     let found = Found {
         kind: record.kind,
         key,
-        entry,
+        record: record_ref,
         batch,
         participant_count,
         retired,
@@ -223,7 +223,7 @@ impl Shifted<'_> {
             if (next..expected.end).contains(&u64::from_le_bytes(sequence))
                 && let Ok((record, size)) = found_at(self.bytes, position, self.at, extent, place)
             {
-                next = record.entry.sequence + 1;
+                next = record.record.sequence + 1;
                 found.push(record);
                 position += size;
             } else {
@@ -251,9 +251,9 @@ impl Found {
     pub(super) fn damaged_value(&self, shard: ShardId) -> Damage {
         Damage {
             shard: Some(shard.0),
-            extent: self.entry.extent,
-            offset: u64::from(self.entry.offset),
-            size: u64::from(self.entry.size),
+            extent: self.record.extent,
+            offset: u64::from(self.record.offset),
+            size: u64::from(self.record.size),
             key: (self.kind != RecordType::Retired).then(|| self.key.escape_ascii().to_string()),
             what: "the value does not match its checksum".into(),
         }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 
 use super::frames::Found;
-use crate::engine::index::Entry;
+use crate::engine::index::RecordRef;
 use crate::engine::op::BatchId;
 use crate::format::manifest::ManifestPiece;
 use crate::format::record::RecordType;
@@ -15,7 +15,7 @@ use crate::format::record::RecordType;
 pub(in crate::engine) struct SeenRecord {
     pub(in crate::engine) kind: RecordType,
     pub(in crate::engine) key: Bytes,
-    pub(in crate::engine) entry: Entry,
+    pub(in crate::engine) record: RecordRef,
     /// It counts only if this batch was committed.
     pub(in crate::engine) batch: Option<BatchId>,
     pub(in crate::engine) value_intact: bool,
@@ -48,7 +48,7 @@ impl History {
             self.records.push(SeenRecord {
                 kind: found.kind,
                 key: found.key.clone(),
-                entry: found.entry,
+                record: found.record,
                 batch: found.batch.map(|(batch, _)| batch),
                 value_intact: found.value_intact,
                 pieces: found.pieces.clone(),

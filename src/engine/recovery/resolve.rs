@@ -11,7 +11,7 @@ use super::survey::Survey;
 use super::{Damage, TornTail};
 use crate::engine::allocator::{Allocator, CheckpointChain};
 use crate::engine::extents::{Extent, Extents};
-use crate::engine::index::{Entry, HashIndex, Index, hash_key};
+use crate::engine::index::{Expiries, HashIndex, Identity, Index, RecordRef, hash_key};
 use crate::engine::log::{OpenExtent, ShardLog};
 use crate::engine::op::{BatchId, ShardId};
 use crate::engine::shard::ShardState;
@@ -27,24 +27,35 @@ use crate::probe::{self, Probe};
 pub(super) struct Part {
     pub(super) kind: RecordType,
     pub(super) key: Bytes,
-    pub(super) entry: Entry,
+    pub(super) record: RecordRef,
     pub(super) pieces: Option<Vec<ManifestPiece>>,
     pub(super) coordinator: ShardId,
+}
+
+/// A key whose record is a manifest that can be read: what it says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::engine) struct FoundLong {
+    pub(in crate::engine) key: Bytes,
+    /// Bytes of the value.
+    pub(in crate::engine) size: u64,
+    pub(in crate::engine) pieces: Vec<ManifestPiece>,
 }
 
 /// What the scan of one shard found.
 pub struct ScannedShard {
     pub(super) id: ShardId,
     pub(super) index: HashIndex,
-    /// Lengths and pieces of long values, by keys; those in the index say which of them still count.
-    pub(super) manifests: BTreeMap<Bytes, (u64, Vec<ManifestPiece>)>,
+    pub(super) expiries: Expiries,
+    /// Long values.
+    pub(super) manifests: BTreeMap<Identity, FoundLong>,
     /// Every chunk that was seen, the newest copy of each.
-    pub(in crate::engine) chunks: BTreeMap<u64, Entry>,
+    pub(in crate::engine) chunks: BTreeMap<u64, RecordRef>,
     /// Those whose newest copy can't be read.
     pub(in crate::engine) damaged_chunks: BTreeSet<u64>,
     pub(super) parts: BTreeMap<BatchId, Vec<Part>>,
-    /// Deletes that came while a part was undecided, with their sequences.
-    pub(super) deletes: BTreeMap<Bytes, u64>,
+    /// Keys of which a record counted while a part was undecided, with the sequence of the last one: a part that is decided later
+    /// may be older. Whatever came before all parts is older than each.
+    pub(super) since_parts: BTreeMap<Identity, u64>,
     /// Batches that this shard's commit records name, with their participant counts.
     pub commits: Vec<(BatchId, u16)>,
     /// Batches that this shard has parts of.
@@ -88,7 +99,7 @@ impl ScannedShard {
         let Found {
             kind,
             key,
-            entry,
+            record,
             batch,
             participant_count,
             retired,
@@ -97,14 +108,14 @@ impl ScannedShard {
             stored_size,
             value_intact,
         } = found;
-        if let Some(extent) = self.extents.get_mut(&entry.extent) {
-            let expires = entry.expires_at_ms != 0;
-            extent.count_carried(kind, batch.is_some(), entry.size, stored_size, expires);
+        if let Some(extent) = self.extents.get_mut(&record.extent) {
+            let expires = record.expires_at_ms != 0;
+            extent.count_carried(kind, batch.is_some(), record.size, stored_size, expires);
         }
         if let Some(id) = chunk {
-            let copy = self.chunks.entry(id).or_insert(entry);
-            if entry.sequence >= copy.sequence {
-                *copy = entry;
+            let copy = self.chunks.entry(id).or_insert(record);
+            if record.sequence >= copy.sequence {
+                *copy = record;
                 if !value_intact {
                     self.damaged_chunks.insert(id);
                 } else if !self.damaged_chunks.is_empty() {
@@ -121,6 +132,9 @@ impl ScannedShard {
                 // Whichever shard has decided, the parts of this one stand behind a record of its own.
                 let parts = self.parts.remove(&batch).unwrap_or_default();
                 self.apply_parts(parts, secret);
+                if self.parts.is_empty() {
+                    self.since_parts.clear();
+                }
             }
             (RecordType::Retired, _) => {
                 if let Some(retired) = retired {
@@ -129,18 +143,19 @@ impl ScannedShard {
             }
             (RecordType::Clear, _) => {
                 self.index.clear();
+                self.expiries = Expiries::default();
                 self.manifests.clear();
                 self.chunks.clear();
                 self.parts.clear();
-                self.deletes.clear();
+                self.since_parts.clear();
                 // Whatever was lost before is dead as well.
                 self.doubt = Doubt::default();
             }
             (kind, Some((batch, coordinator))) => {
                 self.batches_seen.insert(batch);
-                self.parts.entry(batch).or_default().push(Part { kind, key, entry, pieces, coordinator });
+                self.parts.entry(batch).or_default().push(Part { kind, key, record, pieces, coordinator });
             }
-            (kind, None) => self.apply_one(kind, &key, entry, pieces, secret),
+            (kind, None) => self.apply_one(kind, &key, record, pieces, secret),
         }
     }
 
@@ -148,36 +163,45 @@ impl ScannedShard {
         &mut self,
         kind: RecordType,
         key: &Bytes,
-        entry: Entry,
+        record: RecordRef,
         pieces: Option<Vec<ManifestPiece>>,
         secret: &[u8; 16],
     ) {
-        let hash = hash_key(secret, key);
+        let identity = hash_key(secret, key).identity();
         if let Some(pieces) = pieces {
-            self.manifests.insert(key.clone(), (u64::from(entry.value_size), pieces));
+            let found = FoundLong { key: key.clone(), size: u64::from(record.value_size), pieces };
+            self.manifests.insert(identity, found);
         } else if !self.manifests.is_empty() {
-            self.manifests.remove(key);
+            self.manifests.remove(&identity);
         }
-        if kind == RecordType::Put {
-            self.index.insert(hash, key, entry);
+        let (before, expires_at_ms) = if kind == RecordType::Put {
+            (self.index.insert(identity, record.entry()), record.expires_at_ms)
         } else {
-            self.index.remove(hash, key);
-            if self.doubt.below > 0 && entry.sequence >= self.doubt.below {
-                self.doubt.known_absent.insert(key.clone());
-            }
-            if !self.parts.is_empty() {
-                self.deletes.insert(key.clone(), entry.sequence);
-            }
+            (self.index.remove(identity), 0)
+        };
+        if expires_at_ms != 0 || before.is_some_and(|before| before.expires) {
+            self.expiries.set(identity, expires_at_ms);
+        }
+        if self.doubt.below > 0 && record.sequence >= self.doubt.below {
+            self.doubt.known.insert(identity);
+        }
+        if !self.parts.is_empty() {
+            self.since_parts.insert(identity, record.sequence);
         }
     }
 
+    /// The sequence of the newest record of a key that counts, if any part could be older.
+    fn newest_since_parts(&self, identity: Identity) -> u64 {
+        self.since_parts.get(&identity).copied().unwrap_or(0)
+    }
+
     fn apply_parts(&mut self, mut parts: Vec<Part>, secret: &[u8; 16]) {
-        parts.sort_by_key(|part| part.entry.sequence);
-        for Part { kind, key, entry, pieces, .. } in parts {
-            let newest = self.index.get(hash_key(secret, &key), &key).map_or(0, |newest| newest.sequence);
-            let deleted = self.deletes.get(&key).copied().unwrap_or(0);
-            if entry.sequence > newest.max(deleted) {
-                self.apply_one(kind, &key, entry, pieces, secret);
+        parts.sort_by_key(|part| part.record.sequence);
+        for Part { kind, key, record, pieces, .. } in parts {
+            if record.sequence > self.newest_since_parts(hash_key(secret, &key).identity()) {
+                self.apply_one(kind, &key, record, pieces, secret);
+                // Another part may still be decided.
+                self.since_parts.insert(hash_key(secret, &key).identity(), record.sequence);
             }
         }
     }
@@ -194,13 +218,13 @@ impl ScannedShard {
         self.apply_parts(decided, &superblock.secret);
         for part in undecided.into_iter().flat_map(|(_, parts)| parts) {
             probe::hit(Probe::UndecidedPartsDropped);
-            let newest = self.index.get(hash_key(&superblock.secret, &part.key), &part.key);
-            let is_newest = newest.is_none_or(|newest| newest.sequence < part.entry.sequence);
+            let newest = self.newest_since_parts(hash_key(&superblock.secret, &part.key).identity());
+            let is_newest = newest < part.record.sequence;
             if is_newest && decisions.doubtful.contains(&part.coordinator) {
                 self.doubt.keys.insert(part.key);
             }
         }
-        self.settle_chunks(&superblock.secret);
+        self.settle_chunks();
         let log = ShardLog::new(
             self.id,
             Arc::clone(superblock),
@@ -226,6 +250,7 @@ impl ScannedShard {
         ShardState {
             id: self.id,
             index: self.index,
+            expiries: self.expiries,
             manifests: self.manifests,
             chunks: self.chunks,
             log,
@@ -239,24 +264,24 @@ impl ScannedShard {
     }
 
     /// Keeps the chunks that some value names. Those of a write that was cut short are named by none.
-    fn settle_chunks(&mut self, secret: &[u8; 16]) {
+    fn settle_chunks(&mut self) {
         if self.chunks.is_empty() && self.manifests.is_empty() {
             return;
         }
         let mut named = BTreeSet::new();
-        for (key, (_, pieces)) in std::mem::take(&mut self.manifests) {
-            let hash = hash_key(secret, &key);
-            let Some(entry) = self.index.get(hash, &key).copied() else { continue };
-            let is_whole = pieces.iter().all(|one| self.chunks.contains_key(&one.id));
+        for (identity, found) in std::mem::take(&mut self.manifests) {
+            let Some(entry) = self.index.get(identity) else { continue };
+            let is_whole = found.pieces.iter().all(|one| self.chunks.contains_key(&one.id));
             // The chunks of a key that has expired are garbage before its record is. Its end is known again although the clock
             // may have been set back.
-            if !is_whole && entry.expires_at_ms != 0 && self.damage.is_empty() {
+            if !is_whole && entry.expires && self.damage.is_empty() {
                 probe::hit(Probe::ExpiredManifestDropped);
-                self.index.remove(hash, &key);
+                self.index.remove(identity);
+                self.expiries.remove(identity);
                 continue;
             }
-            named.extend(pieces.iter().map(|one| one.id));
-            self.manifests.insert(key, (u64::from(entry.value_size), pieces));
+            named.extend(found.pieces.iter().map(|one| one.id));
+            self.manifests.insert(identity, found);
         }
         let found = self.chunks.len();
         self.chunks.retain(|id, _| named.contains(id));
@@ -358,8 +383,8 @@ pub struct Doubt {
     pub(in crate::engine) below: u64,
     /// Keys in doubt although their record is newer: their batch was decided by a lost record.
     pub(in crate::engine) keys: BTreeSet<Bytes>,
-    /// Keys that are known to be absent.
-    pub(in crate::engine) known_absent: BTreeSet<Bytes>,
+    /// Keys of which the newest record is known, whether it says that they are there or that they are not.
+    pub(in crate::engine) known: BTreeSet<Identity>,
 }
 
 impl Doubt {
@@ -367,9 +392,14 @@ impl Doubt {
     pub(super) fn raise(&mut self, below: u64) {
         if below > self.below {
             self.below = below;
-            // What was seen to be deleted before may have been written again by what is lost.
-            self.known_absent.clear();
+            // What was seen before may have been written again by what is lost.
+            self.known.clear();
         }
+    }
+
+    /// Whether a key's newest record is known, or that it never had any, as far as sequences tell.
+    pub(in crate::engine) fn is_known(&self, identity: Identity) -> bool {
+        self.below == 0 || self.known.contains(&identity)
     }
 
     /// Whether anything is in doubt.

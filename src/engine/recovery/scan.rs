@@ -12,7 +12,7 @@ use super::resolve::{Doubt, ScannedShard};
 use super::{Damage, TornTail};
 use crate::device::{Device, IoError};
 use crate::engine::extents;
-use crate::engine::index::{Entry, HashIndex, Index, hash_key};
+use crate::engine::index::{Expiries, HashIndex, Index};
 use crate::engine::log::OpenExtent;
 use crate::engine::op::ShardId;
 use crate::format::Place;
@@ -221,11 +221,12 @@ impl<'a> Scan<'a> {
         let out = ScannedShard {
             id,
             index: HashIndex::default(),
+            expiries: Expiries::default(),
             manifests: BTreeMap::new(),
             chunks: BTreeMap::new(),
             damaged_chunks: BTreeSet::new(),
             parts: BTreeMap::new(),
-            deletes: BTreeMap::new(),
+            since_parts: BTreeMap::new(),
             commits: Vec::new(),
             batches_seen: BTreeSet::new(),
             damage: Vec::new(),
@@ -299,13 +300,19 @@ impl<'a> Scan<'a> {
         let known: BTreeSet<u32> = out.places.keys().copied().collect();
         let end = position.open.map_or(0, |(_, end)| end);
         let is_before =
-            |entry: &Entry| known.contains(&entry.extent) && !(is_open(entry.extent) && entry.offset >= end);
-        base.index.retain(&mut |entry| is_before(entry));
-        base.chunks.retain(|_, entry| is_before(entry));
-        base.manifests.retain(|key, _| base.index.get(hash_key(&superblock.secret, key), key).is_some());
-        out.index = base.index;
+            |extent: u32, offset: u32| known.contains(&extent) && !(is_open(extent) && offset >= end);
+        base.index.retain(&mut |identity, entry| {
+            let stays = is_before(entry.extent, entry.offset);
+            if !stays {
+                base.expiries.remove(identity);
+                base.manifests.remove(&identity);
+            }
+            stays
+        });
+        base.chunks.retain(|_, chunk| is_before(chunk.extent, chunk.offset));
+        (out.index, out.expiries) = (base.index, base.expiries);
         (out.manifests, out.chunks) = (base.manifests, base.chunks);
-        for (batch, part) in base.parts.into_iter().filter(|(_, part)| known.contains(&part.entry.extent)) {
+        for (batch, part) in base.parts.into_iter().filter(|(_, part)| known.contains(&part.record.extent)) {
             out.parts.entry(batch).or_default().push(part);
         }
         out.commits = base.commits.into_iter().map(|batch| (batch, 0)).collect();

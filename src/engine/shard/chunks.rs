@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::Shard;
-use crate::engine::index::Entry;
+use crate::engine::index::{Identity, RecordRef};
 use crate::engine::log::{Appended, Move, Moved};
 use crate::engine::long::{ChunkRef, DeadChunks, LongValue};
 use crate::engine::op::{Key, Value};
@@ -22,13 +22,13 @@ struct Unwritten {
 /// Where a chunk's bytes are to be had.
 pub(in crate::engine) enum ChunkSource {
     Memory(Value),
-    Device(Entry),
+    Device(RecordRef),
 }
 
 /// The chunks of a shard. Ordered by their ids, so that a checkpoint can walk over them piece by piece.
 #[derive(Default)]
 pub(in crate::engine) struct Chunks {
-    stored: BTreeMap<u64, Entry>,
+    stored: BTreeMap<u64, RecordRef>,
     unwritten: BTreeMap<u64, Unwritten>,
     dead: Arc<DeadChunks>,
 }
@@ -52,12 +52,12 @@ impl Chunks {
     }
 
     /// A chunk that is on the device.
-    pub(in crate::engine) fn stored(&self, id: u64) -> Option<&Entry> {
+    pub(in crate::engine) fn stored(&self, id: u64) -> Option<&RecordRef> {
         self.stored.get(&id)
     }
 
     /// Chunks that are on the device, from an id on.
-    pub(in crate::engine) fn stored_from(&self, id: u64) -> impl Iterator<Item = (u64, &Entry)> {
+    pub(in crate::engine) fn stored_from(&self, id: u64) -> impl Iterator<Item = (u64, &RecordRef)> {
         self.stored.range(id..).map(|(id, entry)| (*id, entry))
     }
 
@@ -77,16 +77,19 @@ impl Shard {
     }
 
     /// The value of a key whose newest record on the device is a manifest. None where that can't be read.
-    pub(in crate::engine) fn long_value(&self, key: &[u8]) -> Option<&Arc<LongValue>> {
-        self.long.get(key)
+    pub(in crate::engine) fn long_value(&self, identity: Identity) -> Option<&Arc<LongValue>> {
+        self.long.get(&identity).map(|one| &one.value)
+    }
+
+    /// Such a key.
+    pub(in crate::engine) fn long_key(&self, identity: Identity) -> Option<&Key> {
+        self.long.get(&identity).map(|one| &one.key)
     }
 
     /// The key whose value a chunk is of, by looking through all of them.
     pub(in crate::engine) fn key_of_chunk(&self, id: u64) -> Option<&Key> {
-        self.long
-            .iter()
-            .find(|(_, value)| value.pieces().iter().any(|one| one.id() == id))
-            .map(|(key, _)| key)
+        let has_chunk = |value: &LongValue| value.pieces().iter().any(|one| one.id() == id);
+        self.long.values().find(|one| has_chunk(&one.value)).map(|one| &one.key)
     }
 
     /// A chunk was appended.
@@ -97,10 +100,9 @@ impl Shard {
     }
 
     /// Takes chunks that recovery found.
-    pub(super) fn take_chunks(&mut self, chunks: BTreeMap<u64, Entry>) {
-        for entry in chunks.values() {
-            self.live_bytes += u64::from(entry.size);
-            self.extents.on_entry(entry);
+    pub(super) fn take_chunks(&mut self, chunks: BTreeMap<u64, RecordRef>) {
+        for one in chunks.values() {
+            self.count_live(&one.entry());
         }
         self.chunks.stored = chunks;
     }
@@ -110,7 +112,7 @@ impl Shard {
         for id in ids {
             // Dead already: it never counts.
             let Some(Unwritten { at, bytes }) = self.chunks.unwritten.remove(id) else { continue };
-            let entry = Entry {
+            let chunk = RecordRef {
                 extent: at.extent,
                 offset: at.offset,
                 size: at.size,
@@ -120,9 +122,8 @@ impl Shard {
                 is_part: false,
                 is_long: false,
             };
-            self.live_bytes += u64::from(entry.size);
-            self.extents.on_entry(&entry);
-            self.chunks.stored.insert(*id, entry);
+            self.count_live(&chunk.entry());
+            self.chunks.stored.insert(*id, chunk);
         }
     }
 
@@ -135,19 +136,17 @@ impl Shard {
 
     /// A chunk that garbage collection moved is written at its new place.
     pub(super) fn on_chunk_collected(&mut self, id: u64, moved: &Moved) {
-        let Some(entry) = self.chunks.stored.get_mut(&id) else { return };
-        if entry.sequence != moved.from_sequence {
+        let Some(chunk) = self.chunks.stored.get_mut(&id) else { return };
+        if (chunk.extent, chunk.offset) != (moved.from_extent, moved.from_offset) {
             return;
         }
-        let before = *entry;
+        let before = *chunk;
         let at = &moved.at;
-        *entry =
-            Entry { extent: at.extent, offset: at.offset, size: at.size, sequence: at.sequence, ..before };
-        let after = *entry;
-        self.extents.on_gone(&before);
-        self.extents.on_entry(&after);
-        self.live_bytes -= u64::from(before.size);
-        self.live_bytes += u64::from(after.size);
+        let (extent, offset, size, sequence) = (at.extent, at.offset, at.size, at.sequence);
+        *chunk = RecordRef { extent, offset, size, sequence, ..before };
+        let after = *chunk;
+        self.count_gone(&before.entry());
+        self.count_live(&after.entry());
     }
 
     /// Chunks that nobody refers to any more are garbage.
@@ -157,9 +156,8 @@ impl Shard {
         }
         while let Some(id) = self.chunks.dead.pop() {
             self.chunks.unwritten.remove(&id);
-            if let Some(entry) = self.chunks.stored.remove(&id) {
-                self.live_bytes -= u64::from(entry.size);
-                self.extents.on_gone(&entry);
+            if let Some(chunk) = self.chunks.stored.remove(&id) {
+                self.count_gone(&chunk.entry());
             }
         }
     }
@@ -170,9 +168,7 @@ impl Shard {
             self.chunks.unwritten.remove(&id);
             self.chunks.stored.remove(&id);
         }
-        for entry in self.chunks.stored.values() {
-            self.live_bytes += u64::from(entry.size);
-            self.extents.on_entry(entry);
-        }
+        let stored: Vec<RecordRef> = self.chunks.stored.values().copied().collect();
+        stored.iter().for_each(|chunk| self.count_live(&chunk.entry()));
     }
 }

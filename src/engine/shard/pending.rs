@@ -5,6 +5,7 @@
 use hashbrown::HashTable;
 
 use super::Pending;
+use crate::engine::index::{Identity, KeyHash};
 use crate::engine::op::Key;
 
 /// The newest states of keys whose records are on their way.
@@ -14,21 +15,38 @@ pub(in crate::engine) struct PendingSet {
 }
 
 impl PendingSet {
-    pub(super) fn get(&self, hash: u64, key: &[u8]) -> Option<&Pending> {
-        self.table.find(hash, |(one, _)| one == key).map(|(_, pending)| pending)
+    pub(super) fn get(&self, hash: KeyHash, key: &[u8]) -> Option<&Pending> {
+        self.table.find(hash.upper(), |(one, _)| one == key).map(|(_, pending)| pending)
     }
 
-    pub(super) fn get_mut(&mut self, hash: u64, key: &[u8]) -> Option<&mut Pending> {
-        self.table.find_mut(hash, |(one, _)| one == key).map(|(_, pending)| pending)
+    pub(super) fn get_mut(&mut self, hash: KeyHash, key: &[u8]) -> Option<&mut Pending> {
+        self.table.find_mut(hash.upper(), |(one, _)| one == key).map(|(_, pending)| pending)
     }
 
-    pub(super) fn contains(&self, hash: u64, key: &[u8]) -> bool {
+    pub(super) fn contains(&self, hash: KeyHash, key: &[u8]) -> bool {
         self.get(hash, key).is_some()
+    }
+
+    /// Whether a key that the index can't tell from this one is here.
+    pub(super) fn has_identity(&self, identity: Identity) -> bool {
+        let is_meant = |pending: &Pending| pending.hash.identity() == identity;
+        self.table.find(identity.upper(), |(_, pending)| is_meant(pending)).is_some()
+    }
+
+    /// A key that the index can't tell from this one.
+    pub(super) fn key_of(&self, identity: Identity) -> Option<(KeyHash, Key)> {
+        let is_meant = |pending: &Pending| pending.hash.identity() == identity;
+        let found = self.table.find(identity.upper(), |(_, pending)| is_meant(pending));
+        found.map(|(key, pending)| (pending.hash, key.clone()))
     }
 
     /// Sets a key's state; its hash is the state's own.
     pub(super) fn insert(&mut self, key: Key, pending: Pending) {
-        let entry = self.table.entry(pending.hash, |(one, _)| *one == key, |(_, pending)| pending.hash);
+        let entry = self.table.entry(
+            pending.hash.upper(),
+            |(one, _)| *one == key,
+            |(_, pending)| pending.hash.upper(),
+        );
         match entry {
             hashbrown::hash_table::Entry::Occupied(mut there) => there.get_mut().1 = pending,
             hashbrown::hash_table::Entry::Vacant(place) => {
@@ -37,18 +55,19 @@ impl PendingSet {
         }
     }
 
-    pub(super) fn remove(&mut self, hash: u64, key: &[u8]) -> Option<Pending> {
+    pub(super) fn remove(&mut self, hash: KeyHash, key: &[u8]) -> Option<Pending> {
         self.remove_if(hash, key, |_| true).map(|(_, pending)| pending)
     }
 
     /// Removes a key's state if it is the one that is meant.
     pub(super) fn remove_if(
         &mut self,
-        hash: u64,
+        hash: KeyHash,
         key: &[u8],
         is_meant: impl Fn(&Pending) -> bool,
     ) -> Option<(Key, Pending)> {
-        let found = self.table.find_entry(hash, |(one, pending)| one == key && is_meant(pending)).ok()?;
+        let found =
+            self.table.find_entry(hash.upper(), |(one, pending)| one == key && is_meant(pending)).ok()?;
         Some(found.remove().0)
     }
 

@@ -11,9 +11,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use super::{KeyMap, Shard, Stored};
+use super::{Shard, Stored};
 use crate::engine::action::is_expired;
-use crate::engine::index::{Entry, Index};
+use crate::engine::index::{Entry, Identity, Index, KeyHash};
 use crate::engine::long::LongValue;
 use crate::engine::op::{Key, Value};
 
@@ -21,7 +21,12 @@ use crate::engine::op::{Key, Value};
 #[derive(Debug, Clone)]
 pub(in crate::engine) enum Before {
     /// A record that is on the device.
-    Stored(Entry),
+    Stored {
+        /// Where it is.
+        entry: Entry,
+        /// Milliseconds since the Unix epoch, 0 for none.
+        expires_at_ms: u64,
+    },
     /// A long value, whose chunks it keeps alive.
     Long {
         /// The value.
@@ -42,15 +47,16 @@ impl Before {
     /// Milliseconds since the Unix epoch, 0 for none.
     pub(in crate::engine) fn expires_at_ms(&self) -> u64 {
         match self {
-            Before::Stored(entry) => entry.expires_at_ms,
-            Before::Long { expires_at_ms, .. } | Before::Value { expires_at_ms, .. } => *expires_at_ms,
+            Before::Stored { expires_at_ms, .. }
+            | Before::Long { expires_at_ms, .. }
+            | Before::Value { expires_at_ms, .. } => *expires_at_ms,
         }
     }
 
-    /// Bytes of the value.
+    /// Bytes of the value, at most.
     pub(in crate::engine) fn value_size(&self) -> usize {
         match self {
-            Before::Stored(entry) => entry.value_size as usize,
+            Before::Stored { entry, .. } => entry.size() as usize,
             Before::Long { value, .. } => value.size() as usize,
             Before::Value { value, .. } => value.len(),
         }
@@ -59,14 +65,14 @@ impl Before {
     fn long_size(&self) -> u64 {
         match self {
             Before::Long { value, .. } => value.size(),
-            Before::Stored(_) | Before::Value { .. } => 0,
+            Before::Stored { .. } | Before::Value { .. } => 0,
         }
     }
 
     /// What it holds of the memory.
     fn heap_size(&self) -> usize {
         match self {
-            Before::Stored(_) => 0,
+            Before::Stored { .. } => 0,
             Before::Long { value, .. } => value.heap_size(),
             Before::Value { value, .. } => value.len(),
         }
@@ -81,14 +87,29 @@ impl Before {
 
     fn extent(&self) -> Option<u32> {
         match self {
-            Before::Stored(entry) => Some(entry.extent),
+            Before::Stored { entry, .. } => Some(entry.extent),
             Before::Long { .. } | Before::Value { .. } => None,
         }
     }
 }
 
+/// A key that was pinned.
+#[derive(Debug)]
+pub(in crate::engine) struct Pinned {
+    pub(in crate::engine) identity: Identity,
+    /// None where its record on the device says it.
+    pub(in crate::engine) key: Option<Key>,
+    pub(in crate::engine) before: Before,
+}
+
+impl Pinned {
+    fn key_size(&self) -> usize {
+        self.key.as_ref().map_or(0, Key::len)
+    }
+}
+
 /// Keys of a pin, and whether they are its last.
-pub(in crate::engine) type Taken = (Vec<(Key, Before)>, bool);
+pub(in crate::engine) type Taken = (Vec<Pinned>, bool);
 
 /// What one key that was kept costs beside its bytes.
 const KEPT_OVERHEAD: usize = 160;
@@ -100,9 +121,9 @@ pub(in crate::engine) struct Pin {
     cursor: u64,
     is_walked: bool,
     /// Keys ahead of the walk that were written since, and what they were; `None` for absent.
-    before: BTreeMap<(u64, Key), Option<Before>>,
+    before: BTreeMap<Identity, (Key, Option<Before>)>,
     /// Keys that were walked over and not given yet.
-    queue: VecDeque<(Key, Before)>,
+    queue: VecDeque<Pinned>,
     /// How many of those are records in which extent.
     held: BTreeMap<u32, usize>,
     /// Bytes of memory of `before` and `queue`.
@@ -118,8 +139,8 @@ impl Pin {
         self.is_walked || hash < self.cursor
     }
 
-    fn keep(&mut self, key: &Key, before: Option<&Before>) {
-        self.size += KEPT_OVERHEAD + key.len();
+    fn keep(&mut self, key_size: usize, before: Option<&Before>) {
+        self.size += KEPT_OVERHEAD + key_size;
         self.size += before.map_or(0, Before::heap_size);
         self.long_size += before.map_or(0, Before::long_size);
         if let Some(extent) = before.and_then(Before::extent) {
@@ -127,8 +148,8 @@ impl Pin {
         }
     }
 
-    fn forget(&mut self, key: &Key, before: Option<&Before>) {
-        self.size -= KEPT_OVERHEAD + key.len();
+    fn forget(&mut self, key_size: usize, before: Option<&Before>) {
+        self.size -= KEPT_OVERHEAD + key_size;
         self.size -= before.map_or(0, Before::heap_size);
         self.long_size -= before.map_or(0, Before::long_size);
         if let Some(extent) = before.and_then(Before::extent)
@@ -139,13 +160,6 @@ impl Pin {
                 self.held.remove(&extent);
             }
         }
-    }
-}
-
-fn stored_before(long: &KeyMap<Arc<LongValue>>, key: &Key, entry: &Entry) -> Before {
-    match long.get(key).filter(|_| entry.is_long) {
-        Some(value) => Before::Long { value: value.clone(), expires_at_ms: entry.expires_at_ms },
-        None => Before::Stored(*entry),
     }
 }
 
@@ -179,15 +193,15 @@ impl Shard {
     /// Whether the pin keeps long values on the device that their keys do not have any more.
     pub(in crate::engine) fn pins_long_garbage(&self) -> bool {
         let Some(pin) = self.pin.as_ref().filter(|pin| pin.long_size > 0) else { return false };
-        let is_garbage = |key: &Key, before: &Before| match before {
-            Before::Long { value, .. } => !self.long.get(key).is_some_and(|now| Arc::ptr_eq(now, value)),
-            Before::Stored(_) | Before::Value { .. } => false,
+        let is_garbage = |identity: Identity, before: &Before| match before {
+            Before::Long { value, .. } => {
+                !self.long_value(identity).is_some_and(|now| Arc::ptr_eq(now, value))
+            }
+            Before::Stored { .. } | Before::Value { .. } => false,
         };
-        pin.queue.iter().any(|(key, before)| is_garbage(key, before))
-            || pin
-                .before
-                .iter()
-                .any(|((_, key), before)| before.as_ref().is_some_and(|before| is_garbage(key, before)))
+        let written = pin.before.iter().filter_map(|(one, (_, before))| Some((*one, before.as_ref()?)));
+        let queued = pin.queue.iter().map(|one| (one.identity, &one.before));
+        queued.chain(written).any(|(identity, before)| is_garbage(identity, before))
     }
 
     /// Whether the pin will still read from an extent.
@@ -201,18 +215,30 @@ impl Shard {
     }
 
     /// A key is about to be written: what it is now is kept, if the pin has not come to it.
-    pub(super) fn note_before(&mut self, key: &Key, hash: u64) {
-        let Some(pin) = self.pin.as_mut().filter(|pin| pin.lost.is_none()) else { return };
-        if pin.is_behind(hash) || pin.before.contains_key(&(hash, key.clone())) {
+    pub(super) fn note_before(&mut self, key: &Key, hash: KeyHash) {
+        let identity = hash.identity();
+        let Some(pin) = self.pin.as_ref().filter(|pin| pin.lost.is_none()) else { return };
+        if pin.is_behind(hash.upper()) || pin.before.contains_key(&identity) {
             return;
         }
         let before = match self.pending.get(hash, key) {
             Some(pending) if pending.reaped => None,
             Some(pending) => pending.value.as_ref().map(|stored| Before::of(stored, pending.expires_at_ms)),
-            None => self.index.get(hash, key).map(|entry| stored_before(&self.long, key, entry)),
+            None => self.index.get(identity).map(|entry| {
+                let expires_at_ms = self.expiry_of(identity, &entry);
+                self.stored_before(identity, entry, expires_at_ms)
+            }),
         };
-        pin.keep(key, before.as_ref());
-        pin.before.insert((hash, key.clone()), before);
+        let Some(pin) = self.pin.as_mut() else { return };
+        pin.keep(key.len(), before.as_ref());
+        pin.before.insert(identity, (key.clone(), before));
+    }
+
+    fn stored_before(&self, identity: Identity, entry: Entry, expires_at_ms: u64) -> Before {
+        match self.long_value(identity).filter(|_| entry.is_long) {
+            Some(value) => Before::Long { value: value.clone(), expires_at_ms },
+            None => Before::Stored { entry, expires_at_ms },
+        }
     }
 
     /// The next keys of the pin: about `count` of them, and values of about `size` bytes together, and whether these are the
@@ -233,10 +259,10 @@ impl Shard {
         }
         let (mut taken, mut taken_size) = (Vec::new(), 0);
         while taken.len() < count && (taken.is_empty() || taken_size < size) {
-            let Some((key, before)) = pin.queue.pop_front() else { break };
-            pin.forget(&key, Some(&before));
-            taken_size += key.len() + before.value_size();
-            taken.push((key, before));
+            let Some(one) = pin.queue.pop_front() else { break };
+            pin.forget(one.key_size(), Some(&one.before));
+            taken_size += one.key_size() + one.before.value_size();
+            taken.push(one);
         }
         let is_last = pin.is_walked && pin.queue.is_empty();
         self.pin = Some(pin);
@@ -246,37 +272,39 @@ impl Shard {
     /// Walks over some keys and queues them.
     fn walk_pin(&self, pin: &mut Pin, count: usize, now_ms: u64) {
         let from = pin.cursor;
-        let mut found: Vec<(Key, Before)> = Vec::new();
+        let mut found: Vec<Pinned> = Vec::new();
         let written = &pin.before;
-        let is_changed =
-            |key: &Key, hash: u64| !written.is_empty() && written.contains_key(&(hash, key.clone()));
-        let next = self.index.scan(from, count, &mut |key, entry| {
-            let (hash, key) = (self.hash(key), Key::copy_from_slice(key));
-            if !self.pending.contains(hash, &key) && !is_changed(&key, hash) {
-                let before = stored_before(&self.long, &key, entry);
-                found.push((key, before));
+        let is_changed = |identity: Identity| !written.is_empty() && written.contains_key(&identity);
+        let next = self.walk(from, count, &mut |identity, entry, expires_at_ms| {
+            if !is_changed(identity) {
+                let before = self.stored_before(identity, *entry, expires_at_ms);
+                let key = self.long_key(identity).filter(|_| entry.is_long).cloned();
+                found.push(Pinned { identity, key, before });
             }
         });
         for (key, pending) in self.pending.iter() {
-            let in_range = pending.hash >= from && (next == 0 || pending.hash < next);
+            let (identity, hash) = (pending.hash.identity(), pending.hash.upper());
+            let in_range = hash >= from && (next == 0 || hash < next);
             if in_range
                 && !pending.reaped
                 && let Some(stored) = &pending.value
-                && !is_changed(key, pending.hash)
+                && !is_changed(identity)
             {
-                found.push((key.clone(), Before::of(stored, pending.expires_at_ms)));
+                let before = Before::of(stored, pending.expires_at_ms);
+                found.push(Pinned { identity, key: Some(key.clone()), before });
             }
         }
-        let ahead = if next == 0 { BTreeMap::new() } else { pin.before.split_off(&(next, Key::new())) };
+        let ahead =
+            if next == 0 { BTreeMap::new() } else { pin.before.split_off(&Identity::at_cursor(next)) };
         let passed = std::mem::replace(&mut pin.before, ahead);
-        for ((_, key), before) in passed {
-            pin.forget(&key, before.as_ref());
-            found.extend(before.map(|before| (key, before)));
+        for (identity, (key, before)) in passed {
+            pin.forget(key.len(), before.as_ref());
+            found.extend(before.map(|before| Pinned { identity, key: Some(key), before }));
         }
-        for (key, before) in found {
-            if !is_expired(before.expires_at_ms(), now_ms) {
-                pin.keep(&key, Some(&before));
-                pin.queue.push_back((key, before));
+        for one in found {
+            if !is_expired(one.before.expires_at_ms(), now_ms) {
+                pin.keep(one.key_size(), Some(&one.before));
+                pin.queue.push_back(one);
             }
         }
         (pin.cursor, pin.is_walked) = (next, next == 0);

@@ -2,22 +2,25 @@
 
 use std::collections::BTreeMap;
 
+use crate::device::{Device, IoError};
 use crate::engine::action::is_expired;
 use crate::engine::extents::Extents;
-use crate::engine::index::{Entry, HashIndex, Index, hash_key};
+use crate::engine::index::{Entry, Expiries, HashIndex, Identity, Index, RecordRef};
 use crate::engine::log::ShardLog;
 use crate::engine::op::{BatchId, Key, ShardId};
-use crate::engine::recovery::Doubt;
-use crate::format::manifest::ManifestPiece;
+use crate::engine::recovery::{Doubt, FoundLong, read_tried};
+use crate::format::record::Record;
+use crate::format::superblock::Superblock;
 
 /// What recovery hands over.
 pub struct ShardState {
     pub(in crate::engine) id: ShardId,
     pub(in crate::engine) index: HashIndex,
-    /// Lengths and pieces of the values of keys whose record is a manifest that can be read.
-    pub(in crate::engine) manifests: BTreeMap<Key, (u64, Vec<ManifestPiece>)>,
+    pub(in crate::engine) expiries: Expiries,
+    /// Keys whose record is a manifest that can be read, and their values.
+    pub(in crate::engine) manifests: BTreeMap<Identity, FoundLong>,
     /// Chunks that those name.
-    pub(in crate::engine) chunks: BTreeMap<u64, Entry>,
+    pub(in crate::engine) chunks: BTreeMap<u64, RecordRef>,
     pub(in crate::engine) log: ShardLog,
     pub(in crate::engine) extents: Extents,
     pub(in crate::engine) durable_frame: u64,
@@ -37,7 +40,7 @@ impl ShardState {
 
     /// Bytes of memory that the index takes.
     pub fn index_size(&self) -> u64 {
-        self.index.heap_size() as u64
+        (self.index.heap_size() + self.expiries.heap_size()) as u64
     }
 
     /// Whether records were lost that may concern keys of this shard: those keys answer an error.
@@ -46,14 +49,11 @@ impl ShardState {
     }
 
     /// Keys with a long value that lacks chunks: how many, and where the manifest is.
-    pub(in crate::engine) fn incomplete_values<'a>(
-        &'a self,
-        secret: &'a [u8; 16],
-    ) -> impl Iterator<Item = (&'a Key, usize, Entry)> + 'a {
-        self.manifests.iter().filter_map(|(key, (_, pieces))| {
+    pub(in crate::engine) fn incomplete_values(&self) -> impl Iterator<Item = (&Key, usize, Entry)> + '_ {
+        self.manifests.iter().filter_map(|(identity, FoundLong { key, pieces, .. })| {
             let missing = pieces.iter().filter(|one| !self.chunks.contains_key(&one.id)).count();
-            let entry = self.index.get(hash_key(secret, key), key)?;
-            (missing > 0).then_some((key, missing, *entry))
+            let entry = self.index.get(*identity)?;
+            (missing > 0).then_some((key, missing, entry))
         })
     }
 
@@ -63,39 +63,75 @@ impl ShardState {
     }
 
     /// In what this state and another of the same shard, found another way, say different things about a key. One that has
-    /// expired may be there or not.
-    pub fn difference(&self, other: &ShardState, secret: &[u8; 16], now_ms: u64) -> Option<String> {
+    /// expired may be there or not. Where the same record may be in two places, it is read.
+    pub fn difference<D: Device>(
+        &self,
+        other: &ShardState,
+        device: &mut D,
+        superblock: &Superblock,
+        now_ms: u64,
+    ) -> Result<Option<String>, IoError> {
         // A frame whose write failed may be there and in the next extent again: it is the same record.
-        let anywhere = |entry: &Entry| Entry { extent: 0, offset: 0, ..*entry };
+        let anywhere = |chunk: &RecordRef| RecordRef { extent: 0, offset: 0, ..*chunk };
         let mut found = None;
+        let mut elsewhere = Vec::new();
         for (one, another) in [(self, other), (other, self)] {
-            one.each(&mut |key, entry| {
-                let hash = hash_key(secret, key);
-                let there = another.index.get(hash, key);
-                if found.is_some() || is_expired(entry.expires_at_ms, now_ms) {
+            one.each(&mut |identity, entry| {
+                let expires_at_ms = one.expiries.get(identity);
+                if found.is_some() || is_expired(expires_at_ms, now_ms) {
                     return;
                 }
-                if there.map(anywhere) != Some(anywhere(entry)) {
-                    found = Some(format!("key '{}': {entry:?} and {there:?}", key.escape_ascii()));
+                let there = another.index.get(identity);
+                let is_alike = there.is_some_and(|there| {
+                    there.elsewhere(entry.extent, entry.offset) == *entry
+                        && another.expiries.get(identity) == expires_at_ms
+                });
+                if !is_alike || entry.expires != (expires_at_ms != 0) {
+                    found = Some(format!("{identity:x?}: {entry:?} and {there:?}"));
                     return;
                 }
-                let (value, other_value) = (one.manifests.get(key), another.manifests.get(key));
+                elsewhere.extend(there.filter(|there| there != entry).map(|there| (*entry, there)));
+                let (value, other_value) = (one.manifests.get(&identity), another.manifests.get(&identity));
                 if value != other_value {
-                    found = Some(format!("key '{}': two manifests", key.escape_ascii()));
+                    found = Some(format!("{identity:x?}: {value:?} and {other_value:?}"));
                 }
-                for piece in value.iter().flat_map(|(_, pieces)| pieces) {
+                for piece in value.iter().flat_map(|value| &value.pieces) {
                     let (here, there) = (one.chunks.get(&piece.id), another.chunks.get(&piece.id));
                     if here.map(anywhere) != there.map(anywhere) {
-                        let what = format!("chunk {}: {here:?} and {there:?}", piece.id);
-                        found = Some(format!("key '{}': {what}", key.escape_ascii()));
+                        found = Some(format!("{identity:x?}: chunk {}: {here:?} and {there:?}", piece.id));
                     }
                 }
             });
+            if found.is_some() {
+                return Ok(found);
+            }
+            for (here, there) in elsewhere.drain(..) {
+                let (read_here, read_there) =
+                    (one.read(&here, device, superblock)?, another.read(&there, device, superblock)?);
+                if read_here.is_none() || read_here != read_there {
+                    let records = format!("{here:?} is {read_here:?} and {there:?} is {read_there:?}");
+                    return Ok(Some(records));
+                }
+            }
         }
-        found
+        Ok(None)
     }
 
-    pub(super) fn each(&self, visit: &mut dyn FnMut(&[u8], &Entry)) {
+    /// The sequence and the key of a record.
+    fn read<D: Device>(
+        &self,
+        entry: &Entry,
+        device: &mut D,
+        superblock: &Superblock,
+    ) -> Result<Option<(u64, Key)>, IoError> {
+        let Some(extent) = self.extents.get(entry.extent) else { return Ok(None) };
+        let (offset, size, skip) = superblock.blocks_of(entry.extent, entry.offset, entry.size());
+        let Some(bytes) = read_tried(device, offset, size)? else { return Ok(None) };
+        let decoded = Record::decode(&bytes[skip..], extent.place, entry.offset).ok();
+        Ok(decoded.map(|one| (one.record.sequence, Key::copy_from_slice(one.record.key))))
+    }
+
+    pub(super) fn each(&self, visit: &mut dyn FnMut(Identity, &Entry)) {
         let mut cursor = 0;
         loop {
             cursor = self.index.scan(cursor, 1024, visit);

@@ -24,23 +24,20 @@ fn superblock() -> Arc<Superblock> {
 fn a_key_newer_than_what_was_lost_is_absent_once_it_has_expired() {
     let superblock = superblock();
     let (newer, older) = (Key::from("newer"), Key::from("older"));
-    let mut index = HashIndex::default();
+    let (mut index, mut expiries) = (HashIndex::default(), Expiries::default());
+    let mut doubt = Doubt { below: 10, ..Doubt::default() };
     for (key, sequence) in [(&newer, 20), (&older, 5)] {
-        let entry = Entry {
-            extent: 0,
-            offset: 0,
-            size: 50,
-            value_size: 1,
-            sequence,
-            expires_at_ms: 100,
-            is_part: false,
-            is_long: false,
-        };
-        index.insert(hash_key(&superblock.secret, key), key, entry);
+        let identity = hash_key(&superblock.secret, key).identity();
+        index.insert(identity, Entry::new(0, 4096, 50, true, false, false));
+        expiries.set(identity, 100);
+        if sequence >= 10 {
+            doubt.known.insert(identity);
+        }
     }
     let state = ShardState {
         id: ShardId(0),
         index,
+        expiries,
         manifests: BTreeMap::new(),
         chunks: BTreeMap::new(),
         log: ShardLog::new(ShardId(0), Arc::clone(&superblock), None, 30, 2, FrameRanges::default()),
@@ -49,7 +46,7 @@ fn a_key_newer_than_what_was_lost_is_absent_once_it_has_expired() {
         copies_due: Vec::new(),
         durable_frame: 1,
         clean: false,
-        doubt: Doubt { below: 10, ..Doubt::default() },
+        doubt,
     };
     let mut shard = Shard::new(state, superblock);
     assert!(shard.doubt_about(&newer).is_none() && shard.doubt_about(&older).is_some());

@@ -1,6 +1,7 @@
 //! Watches: whether a key has changed since somebody looked.
 
 use super::Shard;
+use crate::engine::index::Identity;
 use crate::engine::op::Key;
 
 /// Watches of one key.
@@ -10,9 +11,9 @@ pub(super) struct Watch {
 }
 
 impl Shard {
-    pub(super) fn touch(&mut self, key: &Key) {
+    pub(super) fn touch(&mut self, identity: Identity) {
         if !self.watches.is_empty()
-            && let Some(watch) = self.watches.get_mut(key)
+            && let Some(watch) = self.watches.get_mut(&identity)
         {
             self.version += 1;
             watch.version = self.version;
@@ -20,25 +21,26 @@ impl Shard {
     }
 
     /// Starts a watch and returns the key's version.
-    pub(in crate::engine) fn watch(&mut self, key: Key) -> u64 {
-        let version = self.version;
-        let watch = self.watches.entry(key).or_insert(Watch { count: 0, version });
+    pub(in crate::engine) fn watch(&mut self, key: &Key) -> u64 {
+        let (version, identity) = (self.version, self.hash(key).identity());
+        let watch = self.watches.entry(identity).or_insert(Watch { count: 0, version });
         watch.count += 1;
         watch.version
     }
 
     /// Ends one watch.
     pub(in crate::engine) fn unwatch(&mut self, key: &Key) {
-        if let Some(watch) = self.watches.get_mut(key) {
+        let identity = self.hash(key).identity();
+        if let Some(watch) = self.watches.get_mut(&identity) {
             watch.count -= 1;
             if watch.count == 0 {
-                self.watches.remove(key);
+                self.watches.remove(&identity);
             }
         }
     }
 
     /// Whether a watched key is as it was.
     pub(in crate::engine) fn is_unchanged(&self, key: &Key, version: u64) -> bool {
-        self.watches.get(key).is_some_and(|watch| watch.version == version)
+        self.watches.get(&self.hash(key).identity()).is_some_and(|watch| watch.version == version)
     }
 }
