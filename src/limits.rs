@@ -13,7 +13,7 @@ pub const SHARD_COUNT_MAX: u16 = 256;
 /// The most reactors in one node.
 pub const REACTOR_COUNT_MAX: usize = 64;
 
-/// The longest key, in bytes. Redis allows 512 MiB, but a key lives in the index; 64 KiB - 1 is what fits two bytes.
+/// The longest key, in bytes. Redis allows 512 MiB, but a key is in one piece wherever it is; 64 KiB - 1 is what fits two bytes.
 pub const KEY_SIZE_MAX: usize = 65_535;
 
 /// The longest value, in bytes: as Redis bounds it (proto-max-bulk-len).
@@ -44,6 +44,9 @@ pub const EXTENT_SIZE_MAX: u64 = 64 << 20;
 
 /// The smallest extent, in bytes: on devices so small that fewer than `EXTENTS_PER_SHARD` larger ones would fit a shard.
 pub const EXTENT_SIZE_MIN: u64 = 1 << 20;
+
+/// The most extents of a device: with the largest ones 64 TiB, which is what an entry of the index has bits for.
+pub const EXTENT_COUNT_MAX: u32 = 1 << 20;
 
 /// Extents are halved until every shard could hold this many: what each keeps open, what is kept back for deletes and what is kept
 /// free is then a small part of the device, and garbage collection moves so much less.

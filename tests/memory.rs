@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use common::resp::encode;
+use common::resp::{encode, encode_into};
 use common::{Client, Node, Options, Reply, basalt, call, temp_dir, wait_until};
 
 const CEILING: u64 = 256 << 20;
@@ -61,25 +61,45 @@ fn the_parts_are_reported_and_add_up() {
     node.stop();
 }
 
+fn key(index: usize) -> String {
+    format!("key:{index}")
+}
+
+/// Writes keys that expire, many at a time, until one is refused: which one.
+fn fill(client: &mut Client, from: usize, count: usize) -> Option<usize> {
+    const STEP: usize = 1_000;
+    for first in (from..from + count).step_by(STEP) {
+        let mut bytes = Vec::new();
+        for index in first..first + STEP {
+            encode_into(&mut bytes, &[b"SET", key(index).as_bytes(), b"v", b"EX", b"1000000"]);
+        }
+        client.send(&bytes).unwrap();
+        let mut refused = None;
+        for index in first..first + STEP {
+            match client.read().unwrap() {
+                Reply::Error(text) => {
+                    assert!(text.starts_with("OOM command not allowed"), "{text}");
+                    refused = refused.or(Some(index));
+                }
+                reply => assert_eq!(reply, Reply::ok()),
+            }
+        }
+        if refused.is_some() {
+            return refused;
+        }
+    }
+    None
+}
+
 #[test]
 fn an_index_at_its_bound_refuses_new_keys_and_nothing_else() {
     let directory = temp_dir();
     let node = start(directory.path());
     let mut client = node.client();
-    let key = |index: usize| format!("{index:05}{}", "k".repeat(60_000));
-    let mut refused = None;
-    for index in 0..4_000 {
-        match call!(client, "SET", key(index), "v") {
-            Reply::Error(text) => {
-                assert!(text.starts_with("OOM command not allowed"), "{text}");
-                refused = Some(index);
-                break;
-            }
-            reply => assert_eq!(reply, Reply::ok()),
-        }
-    }
-    let count = refused.expect("4000 keys of 60 KB do not fit half of 256 MiB");
-    assert!(count > 1_500, "refused after {count} keys");
+    // Of keys that expire there are fewer before it is full.
+    let count =
+        fill(&mut client, 0, 4_000_000).expect("4 million keys that expire do not fit half of 256 MiB");
+    assert!(count > 500_000, "refused after {count} keys");
     assert_below_ceiling(&node, "with a full index");
     assert_eq!(call!(client, "SET", key(0), "overwritten"), Reply::ok());
     assert_eq!(call!(client, "GET", key(0)), Reply::bulk("overwritten"));
@@ -89,7 +109,7 @@ fn an_index_at_its_bound_refuses_new_keys_and_nothing_else() {
     );
     assert!(call!(client, "MSET", key(0), "a", key(count), "b").error().starts_with("OOM"));
     assert_eq!(call!(client, "GET", key(0)), Reply::bulk("overwritten"), "a batch is refused as a whole");
-    for index in 1..200 {
+    for index in 1..20_000 {
         assert_eq!(call!(client, "DEL", key(index)).int(), 1);
     }
     // The node looks at its memory once a loop.
@@ -99,9 +119,7 @@ fn an_index_at_its_bound_refuses_new_keys_and_nothing_else() {
     let image = directory.path().join("memory.img");
     let node = Options::new(&image).arg("--memory").arg("1GiB").start();
     let mut client = node.client();
-    for index in 5_000..7_500 {
-        assert_eq!(call!(client, "SET", key(index), "v"), Reply::ok());
-    }
+    assert_eq!(fill(&mut client, 4_000_000, 300_000), None, "1 GiB has room");
     node.stop();
     let image = image.to_str().unwrap();
     let ended = basalt(&["serve", "--device", image, "--listen", "127.0.0.1:0", "--memory", "256MiB"])

@@ -6,7 +6,7 @@ use crate::device::{Device, IoError, blocking};
 use crate::format::gpt;
 use crate::format::layout::{self, EXTENTS_OFFSET, SUPERBLOCK_COPIES, TooSmall};
 use crate::format::superblock::{self, FEATURES_KNOWN, NoQuorum, Quorum, SUPERBLOCK_SIZE, Superblock};
-use crate::limits::DEVICE_MARGIN_SIZE;
+use crate::limits::{DEVICE_MARGIN_SIZE, EXTENT_COUNT_MAX, EXTENT_SIZE_MAX};
 use crate::size;
 
 /// What a device is to be formatted as.
@@ -28,6 +28,14 @@ pub enum OpenError {
     /// It is too small.
     #[error(transparent)]
     TooSmall(#[from] TooSmall),
+    /// It is too large.
+    #[error("it has {}, and the index can name records on {} at most: make a smaller namespace, or a partition", size::show(*.size), size::show(*.size_max))]
+    TooLarge {
+        /// Bytes there.
+        size: u64,
+        /// Bytes that can be used.
+        size_max: u64,
+    },
     /// It has no usable superblock.
     #[error(transparent)]
     Superblock(#[from] NoQuorum),
@@ -92,6 +100,9 @@ pub fn format<D: Device>(
     let geometry = device.geometry().clone();
     let size = geometry.size();
     let layout = layout::choose(size, options.shard_count)?;
+    if layout.extent_count > EXTENT_COUNT_MAX {
+        return Err(OpenError::TooLarge { size, size_max: u64::from(EXTENT_COUNT_MAX) * EXTENT_SIZE_MAX });
+    }
     let block_size = geometry.block_size.max(LOG_BLOCK_SIZE_MIN);
     // First of all no old superblock is left, then no old extent header.
     zero_ends(device)?;

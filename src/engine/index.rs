@@ -19,6 +19,7 @@ pub use hash::HashIndex;
 use std::hash::Hasher;
 
 use crate::format::record::{Record, RecordType};
+use crate::limits::{EXTENT_COUNT_MAX, EXTENT_SIZE_MAX};
 use siphasher::sip128::{Hasher128, SipHasher13};
 
 use slot::round_up_size;
@@ -29,10 +30,9 @@ pub const IDENTITY_BITS: u32 = 64 + IDENTITY_LOWER_BITS;
 /// Those beyond the first 64.
 const IDENTITY_LOWER_BITS: u32 = 5;
 
-/// The most extents that entries can name, and the largest one: together 64 TiB.
-pub const EXTENT_COUNT_MAX: u32 = 1 << slot::EXTENT_BITS;
-
-const _: () = assert!(crate::limits::EXTENT_SIZE_MAX == 1 << slot::OFFSET_BITS);
+// Entries can name every record of every device.
+const _: () =
+    assert!(EXTENT_COUNT_MAX == 1 << slot::EXTENT_BITS && EXTENT_SIZE_MAX == 1 << slot::OFFSET_BITS);
 
 /// The keyed hash of a key: the device's secret keeps clients from choosing collisions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,7 +97,37 @@ pub fn hash_key(secret: &[u8; 16], key: &[u8]) -> KeyHash {
     let mut hasher = SipHasher13::new_with_key(secret);
     hasher.write(key);
     let (upper, lower) = hasher.finish128().as_u64();
-    KeyHash { upper, lower }
+    let hash = KeyHash { upper, lower };
+    #[cfg(test)]
+    let hash = narrow::narrowed(hash);
+    hash
+}
+
+/// Identities of few bits, for tests of what happens when two keys have the same one.
+#[cfg(test)]
+pub(crate) mod narrow {
+    use std::cell::Cell;
+
+    use super::{IDENTITY_LOWER_BITS, KeyHash};
+
+    thread_local! {
+        static BITS: Cell<u32> = const { Cell::new(64) };
+    }
+
+    /// From now on identities have so many bits on this thread. Hashes tell keys apart as before.
+    pub(crate) fn set(bits: u32) {
+        BITS.set(bits);
+    }
+
+    pub(super) fn narrowed(hash: KeyHash) -> KeyHash {
+        match BITS.get() {
+            64 => hash,
+            bits => KeyHash {
+                upper: hash.upper >> (64 - bits) << (64 - bits),
+                lower: hash.lower & (u64::MAX >> IDENTITY_LOWER_BITS),
+            },
+        }
+    }
 }
 
 /// What the index says of a key: where its newest record is.

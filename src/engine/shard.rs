@@ -425,7 +425,9 @@ impl Shard {
             return Lookup { current: None, entry: None, depends_on, hash };
         }
         let identity = hash.identity();
-        let entry = self.index.get(identity);
+        // The key of a long value is in memory: that of another key with the same identity is told apart at once.
+        let is_own = |entry: &Entry| !entry.is_long || self.long_key(identity).is_none_or(|own| own == key);
+        let entry = self.index.get(identity).filter(is_own);
         let expires_at_ms = entry.map_or(0, |entry| self.expiry_of(identity, &entry));
         match entry {
             Some(entry) if !expired(expires_at_ms) => {
@@ -522,7 +524,7 @@ impl Shard {
             self.doubt.known.insert(identity);
         }
         self.note_before(&key, hash);
-        // When what was there expires, where it does; and whether anything was there.
+        // Whether anything was there, and whether it would have expired.
         let (was_there, did_expire) = match self.pending.get(hash, &key) {
             Some(pending) => {
                 let was_there = pending.value.is_some() && !pending.reaped;

@@ -21,7 +21,7 @@
 
 use super::layout::{Layout, SUPERBLOCK_COPIES};
 use super::{FormatError, Reader};
-use crate::limits::{EXTENT_SIZE_MIN, SHARD_COUNT_MAX};
+use crate::limits::{EXTENT_COUNT_MAX, EXTENT_SIZE_MAX, EXTENT_SIZE_MIN, SHARD_COUNT_MAX};
 
 /// Bytes of one copy.
 pub const SUPERBLOCK_SIZE: usize = 4096;
@@ -143,13 +143,14 @@ impl Superblock {
         }
         let extent_size = reader.u64()?;
         // The bound below is what every key fits; sizes of records and values are computed from it.
-        if !extent_size.is_power_of_two() || !(EXTENT_SIZE_MIN..=1 << 30).contains(&extent_size) {
+        if !extent_size.is_power_of_two() || !(EXTENT_SIZE_MIN..=EXTENT_SIZE_MAX).contains(&extent_size) {
             return Err(field("extent size", extent_size));
         }
         let extent_count = reader.u32()?;
         let device_size = reader.u64()?;
         let layout = Layout { device_size, extent_size, extent_count };
-        if layout.extent_offset(extent_count) > layout.superblock_offset(2) {
+        if extent_count > EXTENT_COUNT_MAX || layout.extent_offset(extent_count) > layout.superblock_offset(2)
+        {
             return Err(field("extent count", u64::from(extent_count)));
         }
         let uuid = reader.array()?;
@@ -373,6 +374,12 @@ mod tests {
     #[test]
     fn sizes_and_counters_that_could_not_be_worked_with_are_refused() {
         let sample = sample();
+        let many =
+            layout::choose((u64::from(EXTENT_COUNT_MAX) + 1) * EXTENT_SIZE_MAX + (4 << 20), 16).unwrap();
+        assert!(many.extent_count > EXTENT_COUNT_MAX, "or it is about something else");
+        let many = Superblock { layout: many, ..sample.clone() };
+        let error = Superblock::decode(&many.encode(0)).unwrap_err();
+        assert!(error.to_string().contains("extent count"), "{error}");
         let small = layout::Layout { extent_size: 64 << 10, ..sample.layout };
         for bad in [
             Superblock { layout: small, ..sample.clone() },

@@ -4,6 +4,8 @@
 //! [`node`] is the node: it boots as the real one does and carries messages between engines with random delays. [`world`]
 //! runs clients against it with a model beside, and crashes it. [`probe`] counts the situations that a run came to.
 
+#[cfg(test)]
+mod collisions;
 pub mod node;
 pub mod probe;
 pub mod world;

@@ -69,7 +69,7 @@ pub(super) fn join(root: usize, tag: u64) -> Identity {
 }
 
 pub(super) fn payload_of(entry: &Entry) -> u64 {
-    assert!(entry.extent < 1 << EXTENT_BITS && entry.offset < 1 << OFFSET_BITS, "a device of 64 TiB at most");
+    assert!(entry.extent < 1 << EXTENT_BITS && entry.offset < 1 << OFFSET_BITS, "no device has such a place");
     let place = u64::from(entry.extent) << OFFSET_BITS | u64::from(entry.offset);
     let flags = u64::from(entry.expires) | u64::from(entry.is_part) << 1 | u64::from(entry.is_long) << 2;
     (place << SIZE_BITS | u64::from(size_code(entry.size))) << FLAG_BITS | flags
