@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
 
-pub use batch::{KeyState, keys_of, needs_values, run_commands};
+pub use batch::{KeyState, keys_of, need_of, run_commands};
 pub(super) use long::{LongNeed, long_need, long_parts};
 pub use number::{format_float, parse_float, parse_integer};
 
@@ -26,6 +26,8 @@ pub enum Need {
     Nothing,
     /// Existence and expiry.
     Meta,
+    /// Those and the length, which only the record says, unless the value is long.
+    Length,
     /// All of it.
     Value,
 }
@@ -171,9 +173,8 @@ impl Action {
             Self::Set { expiry: Expiry::Clear | Expiry::At(_), condition: None, .. } => Need::Nothing,
             Self::Set { .. } => Need::Meta,
             Self::Exists | Self::Type | Self::Ttl(_) | Self::Delete => Need::Meta,
-            // Only the record itself says how long it is.
+            Self::Strlen => Need::Length,
             Self::Get
-            | Self::Strlen
             | Self::GetDelete
             | Self::GetExpire(_)
             | Self::Append(_)

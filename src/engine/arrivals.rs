@@ -33,7 +33,7 @@ impl<D: Device> Engine<D> {
         for one in &arrivals {
             self.shards[one.at].index().prefetch_slots(one.hash.identity());
         }
-        for one in arrivals.iter().filter(|one| one.action.need() == Need::Value) {
+        for one in arrivals.iter().filter(|one| one.action.need() >= Need::Length) {
             self.cache.prefetch(one.hash);
         }
         for Arrival { at, token, hash, key, action } in arrivals.drain(..) {

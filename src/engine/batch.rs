@@ -18,9 +18,10 @@
 
 use std::collections::BTreeMap;
 
-use super::action::{Command, KeyState, needs_values, run_commands};
+use super::action::{Command, KeyState, Need, need_of, run_commands};
 use super::op::{
-    Answer, BatchId, BatchOutcome, HoldId, Key, KeyEffect, OpError, Reply, ShardId, ShardOp, WatchedKey,
+    Answer, BatchId, BatchOutcome, HoldId, Key, KeyEffect, LockReads, OpError, Reply, ShardId, ShardOp,
+    WatchedKey,
 };
 use crate::format::slot::shard_of;
 use crate::limits::BATCH_VALUES_SIZE_MAX;
@@ -73,7 +74,7 @@ pub struct Batch {
     /// Answers that are still to come in this phase.
     left: usize,
     dirty: bool,
-    needs_values: bool,
+    need: Need,
     /// Bytes of the values that were read.
     values_size: u64,
     failure: Option<OpError>,
@@ -93,7 +94,7 @@ impl Batch {
         value_size_max: u64,
     ) -> Batch {
         let mut participants: BTreeMap<ShardId, Participant> = BTreeMap::new();
-        let needs_values = needs_values(&commands);
+        let need = need_of(&commands);
         let mut add = |key: &Key, watch: Option<WatchedKey>| {
             let one = participants.entry(shard_of(key, shard_count)).or_insert_with(|| Participant {
                 keys: Vec::new(),
@@ -122,7 +123,7 @@ impl Batch {
             phase: Phase::Locking,
             left: 0,
             dirty: false,
-            needs_values,
+            need,
             values_size: 0,
             failure: None,
             coordinator: None,
@@ -225,9 +226,14 @@ impl Batch {
         let next = self.participants.iter().find(|(shard, _)| last.is_none_or(|last| **shard > last));
         let Some((shard, one)) = next else { return false };
         let (keys, watched) = (one.keys.clone(), one.watched.clone());
-        let values_size_max =
-            self.needs_values.then(|| BATCH_VALUES_SIZE_MAX.saturating_sub(self.values_size));
-        send(*shard, ShardOp::Lock { keys, watched, values_size_max });
+        let reads = match self.need {
+            Need::Nothing | Need::Meta => LockReads::Nothing,
+            Need::Length => LockReads::Lengths,
+            Need::Value => {
+                LockReads::Values { size_max: BATCH_VALUES_SIZE_MAX.saturating_sub(self.values_size) }
+            }
+        };
+        send(*shard, ShardOp::Lock { keys, watched, reads });
         self.left = 1;
         true
     }

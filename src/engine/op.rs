@@ -190,9 +190,8 @@ pub enum ShardOp {
         keys: Vec<Key>,
         /// Versions that must still hold.
         watched: Vec<WatchedKey>,
-        /// How many bytes of values may be read; `None` when only existence and expiry are needed. A key whose value does not
-        /// fit any more has an error instead.
-        values_size_max: Option<u64>,
+        /// What is read of them.
+        reads: LockReads,
     },
     /// Logs a batch's effects on held keys. Answer: `Done` when durable (by the mode), or `Failed`.
     Prepare {
@@ -255,6 +254,20 @@ pub enum ShardOp {
     Compact,
     /// Writes a checkpoint of everything so far, which is durable before the answer whatever comes of the checkpoint.
     Checkpoint,
+}
+
+/// What a batch has to read of its keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LockReads {
+    /// Nothing: existence and expiry are known.
+    Nothing,
+    /// Records of which the length is not known. The values are not kept.
+    Lengths,
+    /// All values, up to so many bytes of them. A key whose value does not fit any more has an error instead.
+    Values {
+        /// Bytes.
+        size_max: u64,
+    },
 }
 
 /// Names a hold on one shard.
@@ -339,6 +352,12 @@ impl Current {
     /// The same with the value, which was read.
     pub fn with_value(self, value: Value) -> Current {
         Current { size: value.len() as u64, value: Some(value), ..self }
+    }
+
+    /// The same with a value that was read, or only with its length.
+    pub fn with_read(self, value: Value, only_length: bool) -> Current {
+        let size = value.len() as u64;
+        if only_length { Current { size, ..self } } else { self.with_value(value) }
     }
 }
 

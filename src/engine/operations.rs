@@ -12,8 +12,8 @@ use super::index::KeyHash;
 use super::log::{Appended, Draft, Move, NoRoom};
 use super::long::{Edit, LongWrite, Part};
 use super::op::{
-    Answer, BatchId, Clock, Current, HoldId, Key, KeyEffect, OpError, Reply, ShardId, ShardOp, Value,
-    WatchedKey,
+    Answer, BatchId, Clock, Current, HoldId, Key, KeyEffect, LockReads, OpError, Reply, ShardId, ShardOp,
+    Value, WatchedKey,
 };
 use super::reads::{ReadFor, Wanted};
 use super::shard::Hold;
@@ -77,7 +77,7 @@ pub(super) enum State {
 pub(super) struct LockState {
     keys: Vec<Key>,
     watched: Vec<WatchedKey>,
-    values_size_max: Option<u64>,
+    reads: LockReads,
     /// Keys before this one are held.
     next: usize,
 }
@@ -89,6 +89,8 @@ pub(super) struct LockReading {
     depends_on: u64,
     reads_left: usize,
     values_size: u64,
+    /// Of what is read, only the length counts.
+    only_lengths: bool,
 }
 
 pub(super) struct PrepareState {
@@ -152,8 +154,8 @@ impl<D: Device> Engine<D> {
     pub(super) fn admit(&mut self, at: usize, token: u64, op: ShardOp, clock: Clock) {
         match op {
             ShardOp::Key { key, action } => self.arrive(at, token, key, action),
-            ShardOp::Lock { keys, watched, values_size_max } => {
-                let lock = Box::new(LockState { keys, watched, values_size_max, next: 0 });
+            ShardOp::Lock { keys, watched, reads } => {
+                let lock = Box::new(LockState { keys, watched, reads, next: 0 });
                 if self.shards[at].gate.is_empty() {
                     self.go_on_locking(at, token, lock, clock);
                 } else {
@@ -308,18 +310,17 @@ impl<D: Device> Engine<D> {
             return;
         }
         let lookup = self.shards[at].lookup_hashed(hash, &key, clock.unix_ms);
-        if action.need() == Need::Value
-            && lookup.current.as_ref().is_some_and(|current| current.long.is_some())
-        {
+        let needs_record = action.need() >= Need::Length;
+        if needs_record && lookup.current.as_ref().is_some_and(|current| current.long.is_some()) {
             self.run_long(at, token, key, action, lookup, clock);
             return;
         }
         match lookup.entry {
-            Some(entry) if action.need() == Need::Value && entry.is_long => {
+            Some(entry) if needs_record && entry.is_long => {
                 let error = self.lost_manifest(at, &key);
                 self.answers.push((token, Answer::Reply(Reply::Error(error))));
             }
-            Some(entry) if action.need() == Need::Value => {
+            Some(entry) if needs_record => {
                 if let Some(value) = self.cached(hash, &entry) {
                     let current = lookup.current.map(|current| current.with_value(value));
                     self.finish_key(at, token, hash, key, action, current, lookup.depends_on, false, clock);

@@ -22,9 +22,10 @@ pub fn keys_of(commands: &[Command]) -> Vec<Key> {
     keys
 }
 
-/// Whether a batch needs values, or only existence and expiry: what `Lock` takes.
-pub fn needs_values(commands: &[Command]) -> bool {
-    commands.iter().any(|c| c.actions.iter().any(|(_, action)| action.need() == Need::Value))
+/// How much of its keys' states a batch must see.
+pub fn need_of(commands: &[Command]) -> Need {
+    let needs = commands.iter().flat_map(|c| c.actions.iter().map(|(_, action)| action.need()));
+    needs.max().unwrap_or(Need::Nothing)
 }
 
 /// Runs a batch: the reply of each command, and what is to be logged, one effect per changed key in the order of
@@ -374,7 +375,8 @@ mod tests {
     fn what_a_batch_asks_of_its_keys() {
         let commands = vec![one("b", set("1")), one("a", Action::Delete), one("b", Action::Exists)];
         assert_eq!(keys_of(&commands), [key("a"), key("b")]);
-        assert!(!needs_values(&commands));
-        assert!(needs_values(&[one("a", Action::Get)]));
+        assert!(need_of(&commands) < Need::Length);
+        assert_eq!(need_of(&[one("a", Action::Get), one("b", Action::Strlen)]), Need::Value);
+        assert_eq!(need_of(&[one("b", Action::Strlen), one("c", Action::Exists)]), Need::Length);
     }
 }

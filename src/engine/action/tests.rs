@@ -107,6 +107,7 @@ fn what_each_form_of_set_must_see() {
         (set(Expiry::Clear, None, SetReply::Old), Need::Value),
         (Action::Delete, Need::Meta),
         (Action::Get, Need::Value),
+        (Action::Strlen, Need::Length),
     ] {
         assert_eq!(action.need(), need, "{action:?}");
     }

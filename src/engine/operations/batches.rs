@@ -22,8 +22,10 @@ impl<D: Device> Engine<D> {
     }
 
     pub(super) fn read_locked(&mut self, at: usize, token: u64, lock: LockState, clock: Clock) {
-        let LockState { keys, watched, values_size_max, .. } = lock;
-        let mut left = values_size_max.unwrap_or(0);
+        let LockState { keys, watched, reads, .. } = lock;
+        let (needs_values, only_lengths) =
+            (matches!(reads, LockReads::Values { .. }), reads == LockReads::Lengths);
+        let mut left = if let LockReads::Values { size_max } = reads { size_max } else { 0 };
         let room = self.batch_values_room();
         let mut values_size = 0;
         let mut depends_on = 0;
@@ -38,7 +40,7 @@ impl<D: Device> Engine<D> {
             }
             let lookup = self.shards[at].lookup(key, clock.unix_ms);
             depends_on = depends_on.max(lookup.depends_on);
-            if values_size_max.is_some() {
+            if needs_values {
                 let size = match (&lookup.current, lookup.entry) {
                     (Some(current), Some(entry)) if current.long.is_none() => entry.value_size_max(key),
                     (current, _) => current.as_ref().map_or(0, |current| current.size),
@@ -59,16 +61,16 @@ impl<D: Device> Engine<D> {
                 }
             }
             let mut found = lookup.current;
-            if values_size_max.is_some()
+            if (needs_values || only_lengths)
                 && let Some(entry) = lookup.entry
             {
                 match self.cached(lookup.hash, &entry) {
                     _ if entry.is_long => {}
-                    Some(value) => found = found.map(|found| found.with_value(value)),
+                    Some(value) => found = found.map(|found| found.with_read(value, only_lengths)),
                     None => wanted.push((index, key.clone(), lookup.hash, entry)),
                 }
             }
-            if values_size_max.is_some() {
+            if needs_values {
                 match found.as_ref().map(|found| (&found.value, &found.long)) {
                     Some((None, Some(value))) => wanted_long.push((index, key.clone(), value.clone())),
                     Some((None, None)) if lookup.entry.is_some_and(|entry| entry.is_long) => {
@@ -84,7 +86,7 @@ impl<D: Device> Engine<D> {
         let dirty = watched.iter().any(|one| !self.shards[at].is_unchanged(&one.key, one.version));
         self.batch_values_size += values_size;
         let reads_left = wanted.len() + wanted_long.len();
-        let reading = LockReading { keys, current, dirty, depends_on, reads_left, values_size };
+        let reading = LockReading { keys, current, dirty, depends_on, reads_left, values_size, only_lengths };
         if reads_left == 0 {
             self.finish_lock(at, token, reading);
             return;
@@ -111,7 +113,7 @@ impl<D: Device> Engine<D> {
         match value {
             Ok(Some(value)) => {
                 if let Ok(found) = current {
-                    *found = found.take().map(|found| found.with_value(value));
+                    *found = found.take().map(|found| found.with_read(value, reading.only_lengths));
                 }
             }
             // It is another key's.
