@@ -8,22 +8,20 @@
 //! - An operation that must wait between reading a key and writing it holds the key; whoever comes next waits in line.
 
 mod chunks;
+mod maps;
 mod pending;
 mod pin;
 mod state;
 #[cfg(test)]
 mod tests;
+mod walk;
 mod watch;
 
 pub(super) use chunks::ChunkSource;
 pub use state::ShardState;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
-
-use hashbrown::HashMap;
-use siphasher::sip::SipHasher13;
 
 use super::action::is_expired;
 use super::cache::RecordCache;
@@ -39,49 +37,14 @@ use crate::format::superblock::Superblock;
 use crate::probe::{self, Probe};
 
 use chunks::Chunks;
+use maps::{IdentityMap, SecretHash, UpperBits};
 use pending::PendingSet;
 use pin::Pin;
 use watch::Watch;
 
+pub(super) use maps::KeyMap;
 pub(super) use pin::{Before, Pinned};
-
-/// Hashes keys with the device's secret: no randomness of the process, no collisions that clients could choose.
-#[derive(Clone, Copy)]
-pub(super) struct SecretHash([u8; 16]);
-
-impl BuildHasher for SecretHash {
-    type Hasher = SipHasher13;
-    fn build_hasher(&self) -> SipHasher13 {
-        SipHasher13::new_with_key(&self.0)
-    }
-}
-
-pub(super) type KeyMap<V> = HashMap<Key, V, SecretHash>;
-
-/// Takes identities as they are: they are hashes.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct UpperBits;
-
-/// Keeps the last 64 bits that it was given, which are the first of an identity.
-pub(super) struct UpperBitsHasher(u64);
-
-impl Hasher for UpperBitsHasher {
-    fn write(&mut self, _bytes: &[u8]) {}
-    fn write_u8(&mut self, _lower: u8) {}
-    fn write_u64(&mut self, upper: u64) {
-        self.0 = upper;
-    }
-    fn finish(&self) -> u64 {
-        self.0
-    }
-}
-
-impl BuildHasher for UpperBits {
-    type Hasher = UpperBitsHasher;
-    fn build_hasher(&self) -> UpperBitsHasher {
-        UpperBitsHasher(0)
-    }
-}
+pub(super) use walk::Scanned;
 
 /// A value that a key has.
 #[derive(Debug, Clone)]
@@ -136,16 +99,6 @@ pub(super) struct Lookup {
     pub(super) hash: KeyHash,
 }
 
-/// What a step of a scan found.
-pub(super) struct Scanned {
-    /// The next cursor, 0 at the end.
-    pub(super) next: u64,
-    /// Keys that are in memory: on their way to the device, or with a long value.
-    pub(super) keys: Vec<Key>,
-    /// Where the others are to be read.
-    pub(super) stored: Vec<(Identity, Entry)>,
-}
-
 /// Operations waiting for a key.
 #[derive(Default)]
 pub(super) struct Hold {
@@ -171,7 +124,7 @@ pub(super) struct Shard {
     superblock: Arc<Superblock>,
     index: HashIndex,
     /// The values of the keys whose record in the index is a manifest. By identity, as is everything that goes with the index.
-    long: HashMap<Identity, LongKey, UpperBits>,
+    long: IdentityMap<LongKey>,
     long_heap_size: usize,
     chunks: Chunks,
     pending: PendingSet,
@@ -191,7 +144,7 @@ pub(super) struct Shard {
     pub(super) cleared: Option<Cleared>,
     /// Bytes that garbage collection could free, as the allocator was told.
     pub(super) reclaimable: u64,
-    watches: HashMap<Identity, Watch, UpperBits>,
+    watches: IdentityMap<Watch>,
     version: u64,
     /// When keys expire: as their newest records say, on the device or not.
     expiries: Expiries,
@@ -227,7 +180,7 @@ impl Shard {
             extents.on_entry(entry);
         });
         let chunks = Chunks::default();
-        let mut long = HashMap::with_hasher(UpperBits);
+        let mut long = IdentityMap::with_hasher(UpperBits);
         let mut long_heap_size = 0;
         for (identity, FoundLong { key, size, pieces }) in std::mem::take(&mut state.manifests) {
             let value = Arc::new(LongValue::found(size, &pieces, chunks.dead()));
@@ -253,7 +206,7 @@ impl Shard {
             unsettled: BTreeSet::new(),
             cleared: None,
             reclaimable: 0,
-            watches: HashMap::with_hasher(UpperBits),
+            watches: IdentityMap::with_hasher(UpperBits),
             version: 0,
             expiries: state.expiries,
             live_bytes,
@@ -289,8 +242,10 @@ impl Shard {
     /// The expiry of a key that is stored, past or not; 0 for none.
     pub(super) fn stored_expiry(&self, key: &Key) -> Option<u64> {
         let hash = self.hash(key);
-        match self.pending.get(hash, key) {
-            Some(pending) => (pending.value.is_some() && !pending.reaped).then_some(pending.expires_at_ms),
+        match self.pending.at(hash.identity()) {
+            Some((_, pending)) => {
+                (pending.value.is_some() && !pending.reaped).then_some(pending.expires_at_ms)
+            }
             None => {
                 let entry = self.index.get(hash.identity())?;
                 Some(self.expiry_of(hash.identity(), &entry))
@@ -359,12 +314,12 @@ impl Shard {
 
     /// What is on the device of a key with this identity, unless something newer is on its way.
     pub(super) fn settled(&self, identity: Identity) -> Option<Entry> {
-        self.index.get(identity).filter(|_| !self.pending.has_identity(identity))
+        self.index.get(identity).filter(|_| !self.pending.contains(identity))
     }
 
     /// Whether a newer record of the key than the index has is on its way.
     pub(super) fn is_pending(&self, key: &Key) -> bool {
-        self.pending.contains(self.hash(key), key)
+        self.pending.get(self.hash(key), key).is_some()
     }
 
     /// Whether a key's outcome is unknown until a restart.
@@ -407,9 +362,12 @@ impl Shard {
     /// The same where the hash is known.
     pub(super) fn lookup_hashed(&mut self, hash: KeyHash, key: &Key, now_ms: u64) -> Lookup {
         let expired = |at: u64| is_expired(at, now_ms);
-        if let Some(pending) = self.pending.get(hash, key) {
+        let identity = hash.identity();
+        if let Some((own, pending)) = self.pending.at(identity) {
             let depends_on = pending.at.frame;
             match &pending.value {
+                // Another key takes its place.
+                _ if own != key => {}
                 Some(stored) if !pending.reaped && !expired(pending.expires_at_ms) => {
                     let (value, long) = match stored {
                         Stored::Plain(value) => (Some(value.clone()), None),
@@ -419,12 +377,11 @@ impl Shard {
                     let current = Current { expires_at_ms, size, value, long };
                     return Lookup { current: Some(current), entry: None, depends_on, hash };
                 }
-                Some(_) if !pending.reaped => self.reap(hash, key),
+                Some(_) if !pending.reaped => self.reap(identity),
                 _ => {}
             }
             return Lookup { current: None, entry: None, depends_on, hash };
         }
-        let identity = hash.identity();
         // The key of a long value is in memory: that of another key with the same identity is told apart at once.
         let is_own = |entry: &Entry| !entry.is_long || self.long_key(identity).is_none_or(|own| own == key);
         let entry = self.index.get(identity).filter(is_own);
@@ -438,7 +395,7 @@ impl Shard {
                 Lookup { current: Some(current), entry: Some(entry), depends_on: 0, hash }
             }
             Some(_) => {
-                self.reap(hash, key);
+                self.reap(identity);
                 Lookup { current: None, entry: None, depends_on: self.clear_frame, hash }
             }
             None => Lookup { current: None, entry: None, depends_on: self.clear_frame, hash },
@@ -446,28 +403,15 @@ impl Shard {
     }
 
     /// Forgets an expired key. Nothing is logged: its record says itself when it ends.
-    fn reap(&mut self, hash: KeyHash, key: &Key) {
-        if self.pending.contains(hash, key) {
-            self.touch(hash.identity());
-            self.reap_pending(hash, key);
-        } else {
-            self.reap_settled(hash.identity());
-        }
-    }
-
-    fn reap_pending(&mut self, hash: KeyHash, key: &Key) {
-        let Some(pending) = self.pending.get_mut(hash, key) else { return };
-        if pending.value.is_some() && !pending.reaped {
-            pending.reaped = true;
-            self.live -= 1;
-            self.expiries.remove(hash.identity());
-        }
-    }
-
-    /// Forgets an expired key whose newest record is on the device. It need not be known which one it is.
-    fn reap_settled(&mut self, identity: Identity) {
+    fn reap(&mut self, identity: Identity) {
         self.touch(identity);
-        if let Some(entry) = self.index.remove(identity) {
+        if let Some(pending) = self.pending.get_mut(identity) {
+            if pending.value.is_some() && !pending.reaped {
+                pending.reaped = true;
+                self.live -= 1;
+                self.expiries.remove(identity);
+            }
+        } else if let Some(entry) = self.index.remove(identity) {
             self.live -= 1;
             self.count_gone(&entry);
             self.expiries.remove(identity);
@@ -488,14 +432,7 @@ impl Shard {
     pub(super) fn reap_expired(&mut self, now_ms: u64, count: usize) -> bool {
         for _ in 0..count {
             match self.expiries.first() {
-                Some((at, identity)) if is_expired(at, now_ms) => {
-                    match self.pending.key_of(identity) {
-                        Some((hash, key)) => self.reap(hash, &key),
-                        None => self.reap_settled(identity),
-                    }
-                    // Two keys of one identity could each leave the other's.
-                    self.expiries.remove(identity);
-                }
+                Some((at, identity)) if is_expired(at, now_ms) => self.reap(identity),
                 _ => return false,
             }
         }
@@ -523,10 +460,10 @@ impl Shard {
             // Its older records do not matter any more.
             self.doubt.known.insert(identity);
         }
-        self.note_before(&key, hash);
+        self.note_before(identity);
         // Whether anything was there, and whether it would have expired.
-        let (was_there, did_expire) = match self.pending.get(hash, &key) {
-            Some(pending) => {
+        let (was_there, did_expire) = match self.pending.at(identity) {
+            Some((_, pending)) => {
                 let was_there = pending.value.is_some() && !pending.reaped;
                 (was_there, was_there && pending.expires_at_ms != 0)
             }
@@ -544,7 +481,7 @@ impl Shard {
         let pending = Pending { value, expires_at_ms, at, hash, reaped: false, is_part };
         if at.frame <= self.written_frame {
             self.settle(&key, &pending);
-            self.pending.remove(hash, &key);
+            self.pending.remove(identity);
         } else {
             self.pending.insert(key, pending);
         }
@@ -671,7 +608,7 @@ impl Shard {
     pub(super) fn clear(&mut self, frame: u64) {
         let watched: Vec<Identity> = self.watches.keys().copied().collect();
         for identity in watched {
-            if self.pending.has_identity(identity) || self.index.get(identity).is_some() {
+            if self.pending.contains(identity) || self.index.get(identity).is_some() {
                 self.touch(identity);
             }
         }
@@ -717,44 +654,5 @@ impl Shard {
     pub(super) fn depends_on_all(&self) -> u64 {
         let pending = if self.pending.is_empty() { 0 } else { self.log.last_frame() };
         pending.max(self.clear_frame)
-    }
-
-    /// Visits what is on the device, and when it expires, from a cursor on, but for what will be replaced by what is on its way.
-    /// Gives the next cursor, 0 at the end.
-    pub(super) fn walk(
-        &self,
-        cursor: u64,
-        count: usize,
-        visit: &mut dyn FnMut(Identity, &Entry, u64),
-    ) -> u64 {
-        self.index.scan(cursor, count, &mut |identity, entry| {
-            if !self.pending.has_identity(identity) {
-                visit(identity, entry, self.expiry_of(identity, entry));
-            }
-        })
-    }
-
-    /// Live keys from a cursor on, and the next cursor.
-    pub(super) fn scan(&self, cursor: u64, count: usize, now_ms: u64) -> Scanned {
-        let (mut keys, mut stored) = (Vec::new(), Vec::new());
-        let live = |expires_at_ms: u64| !is_expired(expires_at_ms, now_ms);
-        let next = self.walk(cursor, count, &mut |identity, entry, expires_at_ms| {
-            if !live(expires_at_ms) {
-                return;
-            }
-            match self.long.get(&identity).filter(|_| entry.is_long) {
-                Some(one) => keys.push(one.key.clone()),
-                None => stored.push((identity, *entry)),
-            }
-        });
-        // The pending set is small; its keys belong to the range of hashes that the index just covered.
-        for (key, pending) in self.pending.iter() {
-            let hash = pending.hash.upper();
-            let in_range = hash >= cursor && (next == 0 || hash < next);
-            if in_range && pending.value.is_some() && !pending.reaped && live(pending.expires_at_ms) {
-                keys.push(key.clone());
-            }
-        }
-        Scanned { next, keys, stored }
     }
 }

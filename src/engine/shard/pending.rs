@@ -1,8 +1,10 @@
-//! What was appended to a shard's log and is not yet on the device, by key.
+//! What was appended to a shard's log and is not yet on the device, by identity: as in the index, the later one of two keys with
+//! the same identity takes the other's place.
 //!
 //! It is looked up with hashes that its caller has already: a write comes here three times before it is settled.
 
 use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 
 use super::Pending;
 use crate::engine::index::{Identity, KeyHash};
@@ -14,49 +16,45 @@ pub(in crate::engine) struct PendingSet {
     table: HashTable<(Key, Pending)>,
 }
 
+fn has(identity: Identity) -> impl Fn(&(Key, Pending)) -> bool {
+    move |(_, pending)| pending.hash.identity() == identity
+}
+
 impl PendingSet {
+    /// Whose state it is that takes the place of what the index says of an identity, and that state.
+    pub(super) fn at(&self, identity: Identity) -> Option<&(Key, Pending)> {
+        self.table.find(identity.upper(), has(identity))
+    }
+
+    /// A key's own state.
     pub(super) fn get(&self, hash: KeyHash, key: &[u8]) -> Option<&Pending> {
-        self.table.find(hash.upper(), |(one, _)| one == key).map(|(_, pending)| pending)
+        self.at(hash.identity()).filter(|(own, _)| own == key).map(|(_, pending)| pending)
     }
 
-    pub(super) fn get_mut(&mut self, hash: KeyHash, key: &[u8]) -> Option<&mut Pending> {
-        self.table.find_mut(hash.upper(), |(one, _)| one == key).map(|(_, pending)| pending)
+    pub(super) fn get_mut(&mut self, identity: Identity) -> Option<&mut Pending> {
+        self.table.find_mut(identity.upper(), has(identity)).map(|(_, pending)| pending)
     }
 
-    pub(super) fn contains(&self, hash: KeyHash, key: &[u8]) -> bool {
-        self.get(hash, key).is_some()
-    }
-
-    /// Whether a key that the index can't tell from this one is here.
-    pub(super) fn has_identity(&self, identity: Identity) -> bool {
-        let is_meant = |pending: &Pending| pending.hash.identity() == identity;
-        self.table.find(identity.upper(), |(_, pending)| is_meant(pending)).is_some()
-    }
-
-    /// A key that the index can't tell from this one.
-    pub(super) fn key_of(&self, identity: Identity) -> Option<(KeyHash, Key)> {
-        let is_meant = |pending: &Pending| pending.hash.identity() == identity;
-        let found = self.table.find(identity.upper(), |(_, pending)| is_meant(pending));
-        found.map(|(key, pending)| (pending.hash, key.clone()))
+    pub(super) fn contains(&self, identity: Identity) -> bool {
+        self.at(identity).is_some()
     }
 
     /// Sets a key's state; its hash is the state's own.
     pub(super) fn insert(&mut self, key: Key, pending: Pending) {
-        let entry = self.table.entry(
-            pending.hash.upper(),
-            |(one, _)| *one == key,
-            |(_, pending)| pending.hash.upper(),
-        );
-        match entry {
-            hashbrown::hash_table::Entry::Occupied(mut there) => there.get_mut().1 = pending,
-            hashbrown::hash_table::Entry::Vacant(place) => {
+        let identity = pending.hash.identity();
+        let hash_of = |(_, pending): &(Key, Pending)| pending.hash.upper();
+        match self.table.entry(identity.upper(), has(identity), hash_of) {
+            Entry::Occupied(mut there) => *there.get_mut() = (key, pending),
+            Entry::Vacant(place) => {
                 place.insert((key, pending));
             }
         }
     }
 
-    pub(super) fn remove(&mut self, hash: KeyHash, key: &[u8]) -> Option<Pending> {
-        self.remove_if(hash, key, |_| true).map(|(_, pending)| pending)
+    pub(super) fn remove(&mut self, identity: Identity) {
+        if let Ok(found) = self.table.find_entry(identity.upper(), has(identity)) {
+            found.remove();
+        }
     }
 
     /// Removes a key's state if it is the one that is meant.
@@ -66,8 +64,9 @@ impl PendingSet {
         key: &[u8],
         is_meant: impl Fn(&Pending) -> bool,
     ) -> Option<(Key, Pending)> {
-        let found =
-            self.table.find_entry(hash.upper(), |(one, pending)| one == key && is_meant(pending)).ok()?;
+        let has = has(hash.identity());
+        let is_it = |one: &(Key, Pending)| has(one) && one.0 == key && is_meant(&one.1);
+        let found = self.table.find_entry(hash.upper(), is_it).ok()?;
         Some(found.remove().0)
     }
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use super::{Shard, Stored};
 use crate::engine::action::is_expired;
-use crate::engine::index::{Entry, Identity, Index, KeyHash};
+use crate::engine::index::{Entry, Identity, Index};
 use crate::engine::long::LongValue;
 use crate::engine::op::{Key, Value};
 
@@ -121,7 +121,7 @@ pub(in crate::engine) struct Pin {
     cursor: u64,
     is_walked: bool,
     /// Keys ahead of the walk that were written since, and what they were; `None` for absent.
-    before: BTreeMap<Identity, (Key, Option<Before>)>,
+    before: BTreeMap<Identity, Option<Pinned>>,
     /// Keys that were walked over and not given yet.
     queue: VecDeque<Pinned>,
     /// How many of those are records in which extent.
@@ -139,8 +139,9 @@ impl Pin {
         self.is_walked || hash < self.cursor
     }
 
-    fn keep(&mut self, key_size: usize, before: Option<&Before>) {
-        self.size += KEPT_OVERHEAD + key_size;
+    fn keep(&mut self, pinned: Option<&Pinned>) {
+        let before = pinned.map(|one| &one.before);
+        self.size += KEPT_OVERHEAD + pinned.map_or(0, Pinned::key_size);
         self.size += before.map_or(0, Before::heap_size);
         self.long_size += before.map_or(0, Before::long_size);
         if let Some(extent) = before.and_then(Before::extent) {
@@ -148,8 +149,9 @@ impl Pin {
         }
     }
 
-    fn forget(&mut self, key_size: usize, before: Option<&Before>) {
-        self.size -= KEPT_OVERHEAD + key_size;
+    fn forget(&mut self, pinned: Option<&Pinned>) {
+        let before = pinned.map(|one| &one.before);
+        self.size -= KEPT_OVERHEAD + pinned.map_or(0, Pinned::key_size);
         self.size -= before.map_or(0, Before::heap_size);
         self.long_size -= before.map_or(0, Before::long_size);
         if let Some(extent) = before.and_then(Before::extent)
@@ -199,9 +201,7 @@ impl Shard {
             }
             Before::Stored { .. } | Before::Value { .. } => false,
         };
-        let written = pin.before.iter().filter_map(|(one, (_, before))| Some((*one, before.as_ref()?)));
-        let queued = pin.queue.iter().map(|one| (one.identity, &one.before));
-        queued.chain(written).any(|(identity, before)| is_garbage(identity, before))
+        pin.queue.iter().chain(pin.before.values().flatten()).any(|one| is_garbage(one.identity, &one.before))
     }
 
     /// Whether the pin will still read from an extent.
@@ -215,29 +215,36 @@ impl Shard {
     }
 
     /// A key is about to be written: what it is now is kept, if the pin has not come to it.
-    pub(super) fn note_before(&mut self, key: &Key, hash: KeyHash) {
-        let identity = hash.identity();
+    pub(super) fn note_before(&mut self, identity: Identity) {
         let Some(pin) = self.pin.as_ref().filter(|pin| pin.lost.is_none()) else { return };
-        if pin.is_behind(hash.upper()) || pin.before.contains_key(&identity) {
+        if pin.is_behind(identity.upper()) || pin.before.contains_key(&identity) {
             return;
         }
-        let before = match self.pending.get(hash, key) {
-            Some(pending) if pending.reaped => None,
-            Some(pending) => pending.value.as_ref().map(|stored| Before::of(stored, pending.expires_at_ms)),
+        let before = match self.pending.at(identity) {
+            Some((_, pending)) if pending.reaped => None,
+            Some((key, pending)) => pending.value.as_ref().map(|stored| {
+                let before = Before::of(stored, pending.expires_at_ms);
+                Pinned { identity, key: Some(key.clone()), before }
+            }),
             None => self.index.get(identity).map(|entry| {
                 let expires_at_ms = self.expiry_of(identity, &entry);
-                self.stored_before(identity, entry, expires_at_ms)
+                self.pinned(identity, entry, expires_at_ms)
             }),
         };
         let Some(pin) = self.pin.as_mut() else { return };
-        pin.keep(key.len(), before.as_ref());
-        pin.before.insert(identity, (key.clone(), before));
+        pin.keep(before.as_ref());
+        pin.before.insert(identity, before);
     }
 
-    fn stored_before(&self, identity: Identity, entry: Entry, expires_at_ms: u64) -> Before {
-        match self.long_value(identity).filter(|_| entry.is_long) {
-            Some(value) => Before::Long { value: value.clone(), expires_at_ms },
-            None => Before::Stored { entry, expires_at_ms },
+    /// A key whose newest record is on the device.
+    fn pinned(&self, identity: Identity, entry: Entry, expires_at_ms: u64) -> Pinned {
+        let long = self.long_value(identity).zip(self.long_key(identity)).filter(|_| entry.is_long);
+        match long {
+            Some((value, key)) => {
+                let before = Before::Long { value: value.clone(), expires_at_ms };
+                Pinned { identity, key: Some(key.clone()), before }
+            }
+            None => Pinned { identity, key: None, before: Before::Stored { entry, expires_at_ms } },
         }
     }
 
@@ -260,7 +267,7 @@ impl Shard {
         let (mut taken, mut taken_size) = (Vec::new(), 0);
         while taken.len() < count && (taken.is_empty() || taken_size < size) {
             let Some(one) = pin.queue.pop_front() else { break };
-            pin.forget(one.key_size(), Some(&one.before));
+            pin.forget(Some(&one));
             taken_size += one.key_size() + one.before.value_size();
             taken.push(one);
         }
@@ -277,9 +284,7 @@ impl Shard {
         let is_changed = |identity: Identity| !written.is_empty() && written.contains_key(&identity);
         let next = self.walk(from, count, &mut |identity, entry, expires_at_ms| {
             if !is_changed(identity) {
-                let before = self.stored_before(identity, *entry, expires_at_ms);
-                let key = self.long_key(identity).filter(|_| entry.is_long).cloned();
-                found.push(Pinned { identity, key, before });
+                found.push(self.pinned(identity, *entry, expires_at_ms));
             }
         });
         for (key, pending) in self.pending.iter() {
@@ -297,13 +302,13 @@ impl Shard {
         let ahead =
             if next == 0 { BTreeMap::new() } else { pin.before.split_off(&Identity::at_cursor(next)) };
         let passed = std::mem::replace(&mut pin.before, ahead);
-        for (identity, (key, before)) in passed {
-            pin.forget(key.len(), before.as_ref());
-            found.extend(before.map(|before| Pinned { identity, key: Some(key), before }));
+        for before in passed.into_values() {
+            pin.forget(before.as_ref());
+            found.extend(before);
         }
         for one in found {
             if !is_expired(one.before.expires_at_ms(), now_ms) {
-                pin.keep(one.key_size(), Some(&one.before));
+                pin.keep(Some(&one));
                 pin.queue.push_back(one);
             }
         }
