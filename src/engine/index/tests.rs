@@ -1,3 +1,5 @@
+//! The index beside a map: growth, scans, keys that have nearly the same hash, and what a key costs.
+
 use super::*;
 use std::collections::{BTreeMap, BTreeSet};
 
