@@ -185,6 +185,7 @@ impl<D: Device> Engine<D> {
             let Some(sealed) = shard.log.seal(shard.durable_frame) else { continue };
             let SealedFrame { frame, writes, entries, chunks, moved, placed } = sealed;
             shard.note_filled();
+            shard.being_written = Some((placed.extent, placed.start()));
             for (offset, data) in writes {
                 self.committer.unflushed_size += data.len() as u64;
                 group.writes_left += self.queue.write(group.frames.len(), offset, data);

@@ -117,6 +117,11 @@ impl PlacedFrame {
         self.header.epoch
     }
 
+    /// Bytes from the extent's start to it.
+    pub(super) fn start(&self) -> u32 {
+        self.start
+    }
+
     /// Bytes of it.
     pub(super) fn size(&self) -> u64 {
         self.data.len() as u64

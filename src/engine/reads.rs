@@ -86,6 +86,8 @@ pub(super) struct ReadJob {
     /// Device offset and size of the blocks that are read.
     offset: u64,
     size: usize,
+    /// Size of the blocks around all of the record.
+    whole_size: usize,
     /// Bytes in them before the record.
     skip: usize,
     /// The blocks, when they come in several pieces.
@@ -108,17 +110,18 @@ const HEAD_SIZE: u32 = 512;
 
 impl<D: Device> Engine<D> {
     pub(super) fn start_read(&mut self, at: usize, wanted: Wanted, entry: &Entry, to: ReadFor) {
-        let size = match wanted {
-            Wanted::KeyOf(_) => entry.size().min(HEAD_SIZE),
-            _ => entry.size(),
-        };
-        let (offset, size, skip) = self.superblock.blocks_of(entry.extent, entry.offset, size);
+        let there = self.shards[at].readable_end(entry.extent).saturating_sub(entry.offset);
+        let record_size = entry.size().min(there);
+        let first_size = if let Wanted::KeyOf(_) = wanted { record_size.min(HEAD_SIZE) } else { record_size };
+        let (offset, size, skip) = self.superblock.blocks_of(entry.extent, entry.offset, first_size);
+        let (_, whole_size, _) = self.superblock.blocks_of(entry.extent, entry.offset, record_size);
         let job = ReadJob {
             shard: at,
             wanted,
             entry: *entry,
             offset,
             size,
+            whole_size,
             skip,
             assembled: Vec::new(),
             pieces_left: 0,
@@ -192,13 +195,11 @@ impl<D: Device> Engine<D> {
             Some(error) => Err(OpError::ReadFailed { detail: error.to_string() }),
             None => self.verify(job, whole),
         };
-        let (_, whole_size, _) =
-            self.superblock.blocks_of(job.entry.extent, job.entry.offset, job.entry.size());
-        if result.is_err() && job.size < whole_size {
+        if result.is_err() && job.size < job.whole_size {
             // The key goes on behind what was read.
             let job = &mut self.reads[id];
-            (job.tries_left, self.reads_size) = (READ_TRIES, self.reads_size - job.size + whole_size);
-            job.size = whole_size;
+            self.reads_size += job.whole_size - job.size;
+            (job.tries_left, job.size) = (READ_TRIES, job.whole_size);
             self.send_read(id);
             return;
         }

@@ -150,6 +150,8 @@ pub(super) struct Shard {
     expiries: Expiries,
     live: u64,
     live_bytes: u64,
+    /// Extent and start of the frame that is on its way to the device.
+    pub(super) being_written: Option<(u32, u32)>,
     /// Frames up to this one are on the device, maybe in its volatile cache.
     pub(super) written_frame: u64,
     /// Frames up to this one are durable.
@@ -210,6 +212,7 @@ impl Shard {
             version: 0,
             expiries: state.expiries,
             live_bytes,
+            being_written: None,
             written_frame: state.durable_frame,
             durable_frame: state.durable_frame,
             clear_frame: 0,
@@ -277,6 +280,16 @@ impl Shard {
             return Some(open.place);
         }
         self.extents.get(extent).map(|one| one.place)
+    }
+
+    /// Bytes from an extent's start to what is being written there, or will be. Sizes that the index gives are rounded up, and what
+    /// is behind a record may be on its way.
+    pub(super) fn readable_end(&self, extent: u32) -> u32 {
+        let open = self.log.open_extent().filter(|open| open.header.extent == extent);
+        match self.being_written {
+            Some((one, start)) if one == extent => start,
+            _ => open.map_or(u32::MAX, |open| open.position as u32),
+        }
     }
 
     /// Notes how far the open extent is filled.
@@ -547,6 +560,7 @@ impl Shard {
     pub(super) fn on_moved(&mut self, left: u32, relocated: &Relocated) {
         let moves: &[Move] = &relocated.moves;
         let placed = &relocated.placed;
+        self.being_written = Some((placed.extent, placed.start()));
         self.extents.on_relocated(left, placed.frame());
         // What it carries is not counted again: it is too much rather than too little.
         let extent =
@@ -582,6 +596,7 @@ impl Shard {
         cache: &mut RecordCache,
     ) {
         self.written_frame = self.written_frame.max(frame);
+        self.being_written = None;
         self.on_chunks_written(chunks);
         for one in moved {
             self.on_collected(one, cache);
