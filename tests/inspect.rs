@@ -112,3 +112,51 @@ fn every_view_shows_what_is_there() {
     let superblock = json(&["superblock"], &path);
     assert!(superblock["copies"][0]["error"].is_string(), "{superblock}");
 }
+
+#[test]
+fn checkpoints_are_shown_with_what_a_start_makes_of_them() {
+    let directory = temp_dir();
+    let path = directory.path().join("checkpoints.img");
+    basalt(&["format", "--device", path_text(&path), "--size", "64MiB"]).expect_code(0, "format");
+    assert_eq!(json(&["checkpoint"], &path)["checkpoints"].as_array().unwrap().len(), 0);
+    let text = inspect(&["checkpoint"], &path, &[]).expect_code(0, "none").stdout;
+    assert!(text.contains("a start reads the whole log"), "{text}");
+
+    // One reactor, and so one checkpoint for all shards at a time.
+    let options = Options::new(&path).arg("--reactors").arg("1");
+    let node = options.start();
+    let mut client = node.client();
+    for number in 0..50 {
+        assert_eq!(call!(client, "SET", format!("key:{number}"), "value"), Reply::ok());
+    }
+    assert_eq!(call!(client, "SET", "soon", "value", "PXAT", "4102444800000"), Reply::ok());
+    assert_eq!(call!(client, "SET", "long", vec![b'l'; 600_000]), Reply::ok());
+    node.stop();
+    let found = json(&["checkpoint"], &path);
+    let all = found["checkpoints"].as_array().unwrap();
+    let used: Vec<&Value> = all.iter().filter(|one| one["state"] == "used").collect();
+    assert_eq!(used.len(), 1, "{found}");
+    let sum = |field: &str| -> u64 {
+        used[0]["shards"].as_array().unwrap().iter().map(|shard| shard[field].as_u64().unwrap()).sum()
+    };
+    assert_eq!(
+        (sum("keys"), sum("expiring_keys"), sum("long_values"), sum("chunks")),
+        (52, 1, 1, 3),
+        "{found}"
+    );
+    let text = inspect(&["checkpoint"], &path, &[]).expect_code(0, "as text").stdout;
+    assert!(text.contains("a start uses it") && text.contains("52 keys"), "{text}");
+
+    // A flipped bit in it, and no start uses it.
+    let extents = json(&["extents"], &path);
+    let number = used[0]["extents"][0].as_u64().unwrap();
+    let at = extents["extents"][number as usize]["offset_bytes"].as_u64().unwrap();
+    let file = std::fs::File::options().read(true).write(true).open(&path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at + 4096 + 100).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], at + 4096 + 100).unwrap();
+    drop(file);
+    let found = json(&["checkpoint"], &path);
+    let state = found["checkpoints"].as_array().unwrap().iter().find(|one| one["extents"][0] == number);
+    assert_eq!(state.map(|one| &one["state"]), Some(&"incomplete".into()), "{found}");
+}

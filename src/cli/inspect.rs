@@ -12,7 +12,10 @@ use super::progress::Progress;
 use super::{Exit, SpdkArgs, fail, note, say};
 use crate::device::{Device, Namespace};
 use crate::engine::device_format::OpenError;
-use crate::engine::inspect::{ExtentContents, ExtentView, Inspection, KeyView, RecordView, SuperblockView};
+use crate::engine::inspect::{
+    CheckpointState, CheckpointView, ExtentContents, ExtentView, Inspection, KeyView, RecordView,
+    SuperblockView,
+};
 use crate::engine::op::Key;
 use crate::size;
 
@@ -36,6 +39,8 @@ enum What {
         #[command(flatten)]
         on: On,
     },
+    /// Every checkpoint of the index: how much of the log it covers, and whether a start uses it. Reads all of them.
+    Checkpoint(On),
     /// Where the newest record of a key is, and which others are still there. Reads the log of the key's shard.
     Key {
         /// The key
@@ -67,12 +72,17 @@ enum Seen {
     Extents(Vec<ExtentView>),
     Extent(ExtentContents),
     NoSuchExtent(u32),
+    Checkpoints(Vec<CheckpointView>),
     Key(KeyView),
 }
 
 pub(super) fn inspect(args: &InspectArgs) -> Exit {
     let on = match &args.what {
-        What::Superblock(on) | What::Extents(on) | What::Extent { on, .. } | What::Key { on, .. } => on,
+        What::Superblock(on)
+        | What::Extents(on)
+        | What::Extent { on, .. }
+        | What::Checkpoint(on)
+        | What::Key { on, .. } => on,
     };
     let options = OpenOptions { spdk: Some(&on.spdk), queue_count: 1, ..OpenOptions::default() };
     let name = on.device.display().to_string();
@@ -98,10 +108,12 @@ pub(super) fn inspect(args: &InspectArgs) -> Exit {
         Ok(Seen::Superblock(view)) if on.json => say(serde_json::json!(view)),
         Ok(Seen::Extents(views)) if on.json => say(serde_json::json!({ "extents": views })),
         Ok(Seen::Extent(view)) if on.json => say(serde_json::json!(view)),
+        Ok(Seen::Checkpoints(views)) if on.json => say(serde_json::json!({ "checkpoints": views })),
         Ok(Seen::Key(view)) if on.json => say(serde_json::json!(view)),
         Ok(Seen::Superblock(view)) => print_superblock(&view),
         Ok(Seen::Extents(views)) => print_extents(&views),
         Ok(Seen::Extent(view)) => print_extent(&view),
+        Ok(Seen::Checkpoints(views)) => print_checkpoints(&views),
         Ok(Seen::Key(view)) => print_key(&view),
     }
     Exit::Done
@@ -158,6 +170,7 @@ fn look<D: Device>(device: D, what: &What, key: &Key, progress: &mut Progress) -
             Some(contents) => Seen::Extent(contents),
             None => Seen::NoSuchExtent(inspection.superblock()?.extent_count),
         },
+        What::Checkpoint(_) => Seen::Checkpoints(inspection.checkpoints(&mut show)?),
         What::Key { .. } => {
             let now = SystemTime::now().duration_since(UNIX_EPOCH);
             let now_ms = now.map_or(0, |since| since.as_millis() as u64);
@@ -250,6 +263,47 @@ fn print_extent(view: &ExtentContents) {
         }
         for one in &frame.damage {
             say(format!("  damaged: byte {} ({} bytes): {}", one.offset, one.size, one.what));
+        }
+    }
+}
+
+fn print_checkpoints(views: &[CheckpointView]) {
+    if views.is_empty() {
+        say("no checkpoint: a start reads the whole log");
+    }
+    for view in views {
+        let state = match view.state {
+            CheckpointState::Used => "a start uses it".to_owned(),
+            CheckpointState::Superseded => "newer ones take its place".to_owned(),
+            CheckpointState::Incomplete => {
+                "not whole, so it does not count: cut short, or its space is in use again".to_owned()
+            }
+            CheckpointState::Foreign => {
+                format!("of version {}, which this program leaves alone", view.version)
+            }
+        };
+        let extents = view.extents.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+        let keys: u64 = view.shards.iter().map(|shard| shard.keys).sum();
+        say(format!(
+            "checkpoint {}, boot {}, {}: {state}",
+            view.checkpoint,
+            view.boot,
+            size::count(keys, "key")
+        ));
+        say(format!("  extents {extents}"));
+        for shard in &view.shards {
+            say(format!(
+                "  shard {:<5} to frame {}, {} ({} with an expiry, {} long in {}), {} undecided{}{}",
+                shard.shard,
+                shard.frame,
+                size::count(shard.keys, "key"),
+                shard.expiring_keys,
+                shard.long_values,
+                size::count(shard.chunks, "chunk"),
+                size::count(shard.undecided_parts, "part"),
+                if shard.clean_stop { ", clean stop" } else { "" },
+                if shard.used { "" } else { ", superseded" }
+            ));
         }
     }
 }

@@ -2,8 +2,12 @@
 //!
 //! Sizes are bytes and say so in their names, as do times (milliseconds since the Unix epoch).
 
+mod checkpoints;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
+
+pub use checkpoints::{CheckpointState, CheckpointView, CheckpointedShardView};
 
 use super::device_format::{OpenError, read_copies, read_superblock_for_rescue};
 use super::index::{Index, hash_key};

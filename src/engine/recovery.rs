@@ -20,7 +20,9 @@ mod resolve;
 mod scan;
 mod survey;
 
-pub use checkpoint::{Checkpoints, ShardCheckpoint, load_checkpoints};
+pub use checkpoint::{
+    CheckpointedShard, Checkpoints, FoundCheckpoint, ShardCheckpoint, find_checkpoints, load_checkpoints,
+};
 pub(in crate::engine) use frames::{FrameRead, frames_of};
 pub(in crate::engine) use history::SeenRecord;
 pub(in crate::engine) use read::{Extent as ReadExtent, read_tried};

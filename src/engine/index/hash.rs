@@ -38,7 +38,7 @@ const SCAN_PASSED_MAX: usize = 4_096;
 /// The most bits of a tag that tell a root's segments apart. With the root's it leaves the low bits of cursors zero.
 const LEVEL_MAX: u32 = 32;
 
-const _: () = assert!(ROOT_BITS + LEVEL_MAX + 1 <= 56);
+const _: () = assert!(ROOT_BITS + LEVEL_MAX < 56);
 
 type Segment = Vec<Slot>;
 

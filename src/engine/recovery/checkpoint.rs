@@ -4,7 +4,7 @@
 //! - A checkpoint counts in whole or not at all. One that does not costs time, never data.
 //! - Nothing of it is believed that the headers on the device contradict.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
@@ -101,6 +101,92 @@ impl From<FormatError> for LoadError {
     }
 }
 
+/// The extents of each checkpoint, in order.
+fn headers_of(survey: &Survey) -> BTreeMap<u64, Vec<CheckpointHeader>> {
+    let mut found: BTreeMap<u64, Vec<CheckpointHeader>> = BTreeMap::new();
+    for header in &survey.checkpoints {
+        found.entry(header.checkpoint).or_default().push(*header);
+    }
+    found.values_mut().for_each(|headers| headers.sort_by_key(|header| header.part));
+    found
+}
+
+/// Whether these may be a whole checkpoint that can be read. Those of another version cost time, as torn ones do.
+fn is_chain(headers: &[CheckpointHeader]) -> bool {
+    let is_next = |(at, header): (usize, &CheckpointHeader)| {
+        header.part as usize == at && header.version == CHECKPOINT_VERSION
+    };
+    headers.iter().enumerate().all(is_next)
+}
+
+/// A checkpoint that is on the device, in whole or not.
+pub struct FoundCheckpoint {
+    /// Its number.
+    pub checkpoint: u64,
+    /// Its extents, in order.
+    pub headers: Vec<CheckpointHeader>,
+    /// What it has of each shard; none when it does not count.
+    pub shards: Option<Vec<CheckpointedShard>>,
+}
+
+/// What a checkpoint has of one shard.
+pub struct CheckpointedShard {
+    /// How far the log is covered.
+    pub position: ShardPosition,
+    /// Extents that the log was in.
+    pub extents: usize,
+    /// Keys.
+    pub keys: u64,
+    /// Those of them that have an expiry.
+    pub expiring_keys: u64,
+    /// Those of them whose value is long.
+    pub long_values: u64,
+    /// Chunks of long values.
+    pub chunks: u64,
+    /// Parts of batches that were not decided.
+    pub undecided_parts: u64,
+    /// A start takes the shard from this checkpoint.
+    pub is_newest: bool,
+}
+
+/// Every checkpoint that is on the device, the newest first. `progress` is told bytes as they are read.
+pub fn find_checkpoints<D: Device>(
+    device: &mut D,
+    superblock: &Superblock,
+    survey: &Survey,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Vec<FoundCheckpoint>, IoError> {
+    let mut out = Vec::new();
+    let mut taken = BTreeSet::new();
+    for (checkpoint, headers) in headers_of(survey).into_iter().rev() {
+        let loaded = if is_chain(&headers) {
+            load_chain(device, superblock, &headers, progress)
+        } else {
+            Err(LoadError::NotWhole)
+        };
+        let shards = match loaded {
+            Ok(bases) => Some(bases.iter().map(|base| describe(base, &mut taken)).collect()),
+            Err(LoadError::NotWhole) => None,
+            Err(LoadError::Io(error)) => return Err(error),
+        };
+        out.push(FoundCheckpoint { checkpoint, headers, shards });
+    }
+    Ok(out)
+}
+
+fn describe(base: &Base, taken: &mut BTreeSet<u16>) -> CheckpointedShard {
+    CheckpointedShard {
+        position: base.position,
+        extents: base.extents.len(),
+        keys: base.index.len(),
+        expiring_keys: base.expiries.len() as u64,
+        long_values: base.manifests.len() as u64,
+        chunks: base.chunks.len() as u64,
+        undecided_parts: base.parts.len() as u64,
+        is_newest: taken.insert(base.position.shard.0),
+    }
+}
+
 /// Loads the newest complete checkpoint of every shard. `progress` is told bytes as they are read.
 pub fn load_checkpoints<D: Device>(
     device: &mut D,
@@ -108,19 +194,9 @@ pub fn load_checkpoints<D: Device>(
     survey: &Survey,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Checkpoints, IoError> {
-    let mut found: BTreeMap<u64, Vec<CheckpointHeader>> = BTreeMap::new();
-    for header in &survey.checkpoints {
-        found.entry(header.checkpoint).or_default().push(*header);
-    }
     let mut out = Checkpoints::default();
-    for (checkpoint, mut headers) in found.into_iter().rev() {
-        headers.sort_by_key(|header| header.part);
-        // Those of another version cost time, as torn ones do.
-        let is_chain = headers
-            .iter()
-            .enumerate()
-            .all(|(at, header)| header.part as usize == at && header.version == CHECKPOINT_VERSION);
-        let loaded = if is_chain {
+    for (checkpoint, headers) in headers_of(survey).into_iter().rev() {
+        let loaded = if is_chain(&headers) {
             load_chain(device, superblock, &headers, &mut |bytes| {
                 out.bytes_read += bytes;
                 progress(bytes);
