@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -203,6 +203,61 @@ fn a_damaged_record_is_reported_and_never_served() {
         assert!(errors.is_none_or(|count| count >= 1), "{what}: the damaged value was served");
         println!("round {round}: {what}: {errors:?} keys answered with an error");
     }
+}
+
+/// Follows the cursors, and those that errors name. Gives the keys and the errors.
+fn scan(client: &mut Client, count: usize) -> (BTreeSet<String>, Vec<String>) {
+    let (mut keys, mut errors, mut cursor) = (BTreeSet::new(), Vec::new(), "0".to_owned());
+    loop {
+        cursor = match call!(client, "SCAN", cursor, "COUNT", count.to_string()) {
+            Reply::Array(parts) => {
+                let [Reply::Bulk(next), Reply::Array(found)] = &parts[..] else {
+                    panic!("a scan answers {parts:?}")
+                };
+                let named = |key: &Reply| match key {
+                    Reply::Bulk(key) => String::from_utf8(key.clone()).unwrap(),
+                    other => panic!("a scan lists {other:?}"),
+                };
+                keys.extend(found.iter().map(named));
+                String::from_utf8(next.clone()).unwrap()
+            }
+            Reply::Error(text) => {
+                let next = text.split("SCAN ").nth(1).and_then(|rest| rest.split(' ').next());
+                let next = next.unwrap_or_else(|| panic!("where to go on is not said: {text}")).to_owned();
+                errors.push(text);
+                next
+            }
+            other => panic!("a scan answers {}", other.brief()),
+        };
+        if cursor == "0" {
+            return (keys, errors);
+        }
+    }
+}
+
+#[test]
+fn a_scan_lists_every_key_but_those_whose_records_cannot_be_read() {
+    let canonical = Canonical::new();
+    let lost = ["canon:004", "canon:081"];
+    // Keys stand right before their values.
+    let flips: Vec<(usize, u8)> =
+        lost.iter().flat_map(|key| canonical.places(key)).map(|at| (at - 1, 1)).collect();
+    let path = canonical.damaged("keys.img", &flips);
+    let node = Options::new(&path).start();
+    let mut client = node.client();
+    let mut expected: BTreeSet<String> = canonical.values.keys().cloned().collect();
+    expected.retain(|key| !lost.contains(&key.as_str()));
+    for count in [1, 10, 1_000] {
+        let (keys, errors) = scan(&mut client, count);
+        assert_eq!(errors.len(), lost.len(), "COUNT {count}: {errors:?}");
+        assert!(errors.iter().all(|text| text.starts_with("IOERR")), "{errors:?}");
+        assert_eq!(keys, expected, "COUNT {count}");
+    }
+    match call!(client, "KEYS", "*") {
+        Reply::Error(text) => assert!(text.starts_with("IOERR") && text.contains("SCAN lists"), "{text}"),
+        other => panic!("KEYS answers {}", other.brief()),
+    }
+    node.stop();
 }
 
 #[test]

@@ -196,7 +196,7 @@ impl Canonical {
                 keys.sort();
                 assert!(keys.iter().eq(live.iter().copied()), "{what}: a scan lists {keys:?}");
             }
-            Some(Outcome::Done(Err(OpError::Damaged { .. }))) => errors += 1,
+            Some(Outcome::Done(Err(OpError::Damaged { .. } | OpError::ReadFailed { .. }))) => errors += 1,
             other => panic!("{what}: a scan answers {other:?}"),
         }
         assert!(errors == 0 || !is_clean, "{what}: {errors} answers are errors and the check finds nothing");

@@ -8,6 +8,7 @@
 //! [`Index`] is the seam, [`HashIndex`] the kind that there is. It is ordered by identity, so a scan's cursor is a hash.
 
 mod expiries;
+mod granules;
 mod hash;
 mod slot;
 #[cfg(test)]

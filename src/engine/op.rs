@@ -119,6 +119,17 @@ pub enum OpError {
         /// The device's words.
         detail: String,
     },
+    /// A record that cannot be read keeps a scan from naming its key.
+    #[error("{error}; its key is not listed, and SCAN {next} goes on behind it")]
+    UnreadableKey {
+        /// What became of the read.
+        error: Box<OpError>,
+        /// The cursor behind it.
+        next: u64,
+    },
+    /// The same for KEYS, which has no cursor.
+    #[error("{0}; its key cannot be listed: SCAN lists all others")]
+    UnlistedKey(Box<OpError>),
     /// Only one dump at a time.
     #[error("BUSY another dump is under way: wait for it, or a quarter of a minute if its reader has gone")]
     DumpBusy,
@@ -401,6 +412,8 @@ pub enum Answer {
         cursor: u64,
         /// Live keys.
         keys: Vec<Key>,
+        /// Why there may be more: the record of one of them cannot be read, and the key is in it.
+        unreadable: Option<OpError>,
     },
     /// Keys of a pin.
     Pinned {

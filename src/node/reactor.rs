@@ -560,15 +560,15 @@ impl<D: Device> Core<D> {
         Started::Later
     }
 
-    fn start_walk(&mut self, walk: Walk, cursor: u64) -> Started {
+    fn start_walk(&mut self, walk: Walk) -> Started {
         if walk.shard >= self.shared.superblock.shard_count {
             // Not a cursor that this node gave: the walk is over, as Redis has it for any number.
             let empty = vec![Response::Bulk("0".into()), Response::Array(Vec::new())];
             return Started::Now(Completed::Reply(Response::Array(empty)));
         }
-        let (shard, count) = (ShardId(walk.shard), walk.step());
+        let (shard, op) = walk.op();
         let id = self.tasks.insert(Task::Walk(Box::new(walk)));
-        self.send_step(shard, tag(0, shard.0, id), ShardOp::Scan { cursor, count });
+        self.send_step(shard, tag(0, shard.0, id), op);
         Started::Later
     }
 }
@@ -636,10 +636,9 @@ impl<D: Device> Backend for Core<D> {
             }
             Request::Scan { cursor, count, pattern, type_filter } => {
                 let none = type_filter.is_some_and(|kind| !kind.eq_ignore_ascii_case(b"string"));
-                let (walk, cursor) = Walk::scan(origin, cursor, count, pattern, none);
-                self.start_walk(walk, cursor)
+                self.start_walk(Walk::scan(origin, cursor, count, pattern, none))
             }
-            Request::Keys { pattern } => self.start_walk(Walk::keys(origin, pattern), 0),
+            Request::Keys { pattern } => self.start_walk(Walk::keys(origin, pattern)),
             Request::Dump(step) => self.dump_step(origin, step),
             Request::Shutdown { save } => {
                 if self.shared.ask_to_stop(save) {

@@ -59,6 +59,8 @@ pub(super) struct Walk {
     visited: usize,
     found: Vec<Response>,
     found_size: usize,
+    /// The step that is under way: its cursor within the shard, and keys that it visits.
+    step: (u64, usize),
 }
 
 impl Walk {
@@ -68,9 +70,9 @@ impl Walk {
         count: usize,
         pattern: Option<Bytes>,
         none: bool,
-    ) -> (Walk, u64) {
+    ) -> Walk {
         // The low byte of a cursor is the shard; the rest is the shard's own cursor, whose low byte is zero.
-        let walk = Walk {
+        Walk {
             origin,
             shard: (cursor & 0xff) as u16,
             count,
@@ -80,8 +82,8 @@ impl Walk {
             visited: 0,
             found: Vec::new(),
             found_size: 0,
-        };
-        (walk, cursor & !0xff)
+            step: (cursor & !0xff, count.min(SCAN_STEP_MAX)),
+        }
     }
 
     pub(super) fn keys(origin: Origin, pattern: Bytes) -> Walk {
@@ -95,7 +97,14 @@ impl Walk {
             visited: 0,
             found: Vec::new(),
             found_size: 0,
+            step: (0, SCAN_STEP_MAX),
         }
+    }
+
+    /// The step that is to be made.
+    pub(super) fn op(&self) -> (ShardId, ShardOp) {
+        let (cursor, count) = self.step;
+        (ShardId(self.shard), ShardOp::Scan { cursor, count })
     }
 
     /// Takes a shard's keys and returns the operation that goes on, or the reply.
@@ -103,8 +112,12 @@ impl Walk {
         &mut self,
         cursor: u64,
         keys: Vec<Key>,
+        unreadable: Option<OpError>,
         shard_count: u16,
     ) -> Result<(ShardId, ShardOp), Response> {
+        if let Some(error) = unreadable {
+            return self.on_unreadable(cursor, error, shard_count);
+        }
         self.visited += keys.len();
         if !self.nothing_matches {
             let matching = keys
@@ -119,7 +132,6 @@ impl Walk {
                 return Err(Response::error(text));
             }
         }
-        let mut cursor = cursor;
         if cursor == 0 {
             self.shard += 1;
             if self.shard == shard_count {
@@ -127,15 +139,38 @@ impl Walk {
             }
         }
         if self.is_scan && self.visited >= self.count {
-            cursor |= u64::from(self.shard);
-            return Err(self.reply(cursor));
+            return Err(self.reply(cursor | u64::from(self.shard)));
         }
-        Ok((ShardId(self.shard), ShardOp::Scan { cursor, count: self.step() }))
+        self.step.0 = cursor;
+        Ok(self.op())
     }
 
-    /// Keys that the next step visits.
-    pub(super) fn step(&self) -> usize {
-        self.count.min(SCAN_STEP_MAX)
+    /// A step met a record whose key cannot be read. Shorter steps come up to it, so that the reply before has all keys that are
+    /// listed ahead of it, and a client that goes on behind it misses none.
+    fn on_unreadable(
+        &mut self,
+        cursor: u64,
+        error: OpError,
+        shard_count: u16,
+    ) -> Result<(ShardId, ShardOp), Response> {
+        let (start, count) = self.step;
+        let error = Box::new(error);
+        if !self.is_scan {
+            return Err(Reply::Error(OpError::UnlistedKey(error)).into());
+        }
+        if count > 1 {
+            self.step.1 = count / 2;
+            return Ok(self.op());
+        }
+        if self.visited > 0 {
+            return Err(self.reply(start | u64::from(self.shard)));
+        }
+        let next = match cursor {
+            0 if self.shard + 1 == shard_count => 0,
+            0 => u64::from(self.shard) + 1,
+            _ => cursor | u64::from(self.shard),
+        };
+        Err(Reply::Error(OpError::UnreadableKey { error, next }).into())
     }
 
     fn reply(&mut self, cursor: u64) -> Response {
@@ -235,10 +270,12 @@ impl Task {
             },
             Task::Dump(dump) => dump.on_answer(answer, send),
             Task::Walk(walk) => match answer {
-                Answer::Scanned { cursor, keys } => match walk.on_scanned(cursor, keys, shard_count) {
-                    Ok((shard, op)) => Step::Send(shard, op),
-                    Err(response) => complete(walk.origin, response),
-                },
+                Answer::Scanned { cursor, keys, unreadable } => {
+                    match walk.on_scanned(cursor, keys, unreadable, shard_count) {
+                        Ok((shard, op)) => Step::Send(shard, op),
+                        Err(response) => complete(walk.origin, response),
+                    }
+                }
                 Answer::Failed(error) => complete(walk.origin, Response::from(Reply::Error(error))),
                 _ => Step::Ended,
             },

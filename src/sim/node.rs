@@ -501,7 +501,10 @@ impl SimNode {
                     self.finish(task_id, Outcome::Done(result));
                 }
             }
-            (TaskKind::Keys { shard, found }, Answer::Scanned { cursor, keys }) => {
+            (TaskKind::Keys { .. }, Answer::Scanned { unreadable: Some(error), .. }) => {
+                self.finish(task_id, Outcome::Done(Err(error)));
+            }
+            (TaskKind::Keys { shard, found }, Answer::Scanned { cursor, keys, unreadable: None }) => {
                 found.extend(keys);
                 if cursor == 0 {
                     *shard += 1;

@@ -29,7 +29,7 @@ const _: () = assert!(TAG_BITS + PAYLOAD_BITS == 8 * SLOT_SIZE as u32);
 const _: () = assert!(PAYLOAD_BITS >= 56 && PAYLOAD_BITS < 64 && TAG_BITS < 64);
 
 /// One key.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub(super) struct Slot([u8; SLOT_SIZE]);
 
 const _: () = assert!(std::mem::size_of::<Slot>() == SLOT_SIZE);

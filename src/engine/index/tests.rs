@@ -88,7 +88,7 @@ fn like_a_map(of: fn(u64) -> Identity, keys: u64, steps: u64) -> usize {
 
 #[test]
 fn it_behaves_like_a_map() {
-    let most = like_a_map(identity, 400_000, 1_200_000);
+    let most = like_a_map(identity, 700_000, 1_600_000);
     assert!(most > 1_024, "{most} segments: it never grew");
 }
 

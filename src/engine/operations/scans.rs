@@ -11,7 +11,7 @@ pub(in crate::engine) struct Scanning {
     keys: Vec<Key>,
     depends_on: u64,
     reads_left: usize,
-    /// Why not all of them can be listed.
+    /// Why not all of them can be named.
     error: Option<OpError>,
 }
 
@@ -47,11 +47,7 @@ impl<D: Device> Engine<D> {
     }
 
     fn finish_scan(&mut self, at: usize, token: u64, scanning: Scanning) {
-        let Scanning { next, keys, depends_on, error, .. } = scanning;
-        match error {
-            // What may be missing can't be listed.
-            Some(error) => self.answers.push((token, Answer::Failed(error))),
-            None => self.answer_after(at, token, depends_on, Answer::Scanned { cursor: next, keys }),
-        }
+        let Scanning { next, keys, depends_on, error: unreadable, .. } = scanning;
+        self.answer_after(at, token, depends_on, Answer::Scanned { cursor: next, keys, unreadable });
     }
 }
