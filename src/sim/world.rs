@@ -344,7 +344,7 @@ impl World {
         let expires = before.as_ref().map_or(0, |(_, expires)| *expires);
         match self.random.below(100) {
             0..=29 => {
-                let value = self.value();
+                let mut value = self.value();
                 // Long values expire more often: few are ever written, and their chunks go before their records do.
                 let is_long = value.len() as u64 > self.config.chunk_size;
                 let expires = match self.random.below(if is_long { 4 } else { 12 }) {
@@ -352,6 +352,10 @@ impl World {
                     1 => self.clock.unix_ms.saturating_sub(10),
                     _ => 0,
                 };
+                if is_long && expires != 0 && expires < self.clock.unix_ms {
+                    // Its chunks fill most of an extent, which is free again before the one of its manifest is.
+                    value.resize(value.len().max(600_000) + self.random.index(400_000), 0);
+                }
                 let after = (expires == 0 || expires > self.clock.unix_ms).then(|| (value.clone(), expires));
                 single(set(&value, expires), Reply::Ok, Some(after))
             }
