@@ -10,6 +10,7 @@ pub mod measure;
 pub mod net;
 pub mod node;
 pub mod pci;
+pub mod planted;
 pub mod probe;
 pub mod reactor;
 pub mod ring;

@@ -22,19 +22,20 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("net", &["reactor", "ring", "engine::action", "engine::op", "format::slot", "limits"]),
     ("reactor", &["ring", "engine::op", "format::slot", "limits"]),
     ("ring", &["limits"]),
-    ("engine", &["device", "format", "limits", "probe", "size", "sys::heap", "sys::prefetch"]),
+    ("engine", &["device", "format", "limits", "planted", "probe", "size", "sys::heap", "sys::prefetch"]),
     ("device", &["limits", "pci::Bdf"]),
     // Loads on devices, beside the engine.
     ("measure", &["device", "sys"]),
-    ("format", &["limits"]),
+    ("format", &["limits", "planted"]),
     // What sysfs says about controllers: a leaf, so that everything above may ask it.
     ("pci", &["limits"]),
     ("limits", &[]),
+    ("planted", &[]),
     ("probe", &[]),
     ("size", &[]),
     ("sys", &[]),
     // Deterministic simulation stands beside the node and sees all of it but the sockets.
-    ("sim", &["node", "reactor", "ring", "engine", "device", "format", "limits", "probe"]),
+    ("sim", &["node", "planted", "reactor", "ring", "engine", "device", "format", "limits", "probe"]),
 ];
 
 /// Files that may be longer than `LINES_MAX`, each with its reason.

@@ -18,6 +18,7 @@ pub(super) use long::{LongNeed, long_need, long_parts};
 pub use number::{format_float, parse_float, parse_integer};
 
 use super::op::{Current, Key, KeyEffect, OpError, Reply, Value};
+use crate::planted::{Bug, is_planted};
 
 /// How much of the current state an action must see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -233,7 +234,7 @@ impl Action {
 
 /// Whether a key with this expiry (0 for none) is gone. As in Redis, it still lives in its last millisecond.
 pub fn is_expired(expires_at_ms: u64, now_ms: u64) -> bool {
-    expires_at_ms != 0 && now_ms > expires_at_ms
+    expires_at_ms != 0 && now_ms > expires_at_ms && !is_planted(Bug::ServesExpired)
 }
 
 fn read(reply: Reply) -> Outcome {

@@ -29,6 +29,7 @@ use crate::format::checkpoint::{
     CHECKPOINT_VERSION, CHUNK_HEADER_SIZE, CheckpointHeader, ExtentSummary, IndexedKey, IndexedLong, Item,
     PartRecord, ShardPosition, StoredChunk, encode_chunk,
 };
+use crate::planted::{Bug, is_planted};
 use crate::probe::{self, Probe};
 
 /// Bytes of items in a chunk, unless a single one is longer.
@@ -144,9 +145,16 @@ pub(super) struct Checkpointer {
 }
 
 impl Checkpointer {
+    /// Extents of the one that is being written.
+    pub(super) fn extents_held(&self) -> u32 {
+        self.active.as_ref().map_or(0, |active| active.extents.len() as u32)
+    }
+
     /// Frames of a shard went elsewhere, or the space is wanted: the one that is being written is given up.
     pub(super) fn spoil(&mut self) {
-        if let Some(active) = &mut self.active {
+        if let Some(active) = &mut self.active
+            && !is_planted(Bug::CheckpointSurvivesRelocation)
+        {
             active.failed = true;
         }
     }
@@ -288,6 +296,9 @@ impl<D: Device> Engine<D> {
         for (batch, coordinator, key, effect, appended) in
             self.batch_holds.iter().flat_map(|(_, hold)| hold.undecided(at))
         {
+            if is_planted(Bug::CheckpointLacksParts) {
+                continue;
+            }
             let (value_size, manifest) = match effect {
                 KeyEffect::Put { value, .. } => (value.len() as u32, None),
                 KeyEffect::Long { value, .. } => (value.size() as u32, Some(value.manifest())),

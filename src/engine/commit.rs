@@ -15,6 +15,7 @@ use super::op::{Clock, OpError};
 use super::shard::Shard;
 use crate::device::{Device, IoError};
 use crate::limits::{FRAME_SIZE_TARGET, RELOCATIONS_MAX};
+use crate::planted::{Bug, is_planted};
 
 /// How long a record that nobody waits for may wait for a group that others cause.
 const LAZY_DELAY_US: u64 = 10_000;
@@ -219,6 +220,7 @@ impl<D: Device> Engine<D> {
         let left = group.writes_left;
         match status {
             Ok(()) => {}
+            Err(_) if is_planted(Bug::IgnoresFailedWrite) => {}
             // The medium refused it, or a reset took it: it may be there in part, so nothing is written there again.
             Err(error @ (IoError::WriteFault { .. } | IoError::Aborted)) => {
                 group.frames[frame].failed = Some(error);
@@ -279,7 +281,9 @@ impl<D: Device> Engine<D> {
         }
         let Some(group) = &mut self.committer.group else { return };
         // Without a volatile cache a completed write is a durable one.
-        if group.flush && self.queue.device().geometry().volatile_cache {
+        let is_skipped = is_planted(Bug::SkipsFlush)
+            || (is_planted(Bug::SkipsFlushAfterRelocation) && group.relocation_count > 0);
+        if group.flush && self.queue.device().geometry().volatile_cache && !is_skipped {
             group.flushing = true;
             self.queue.flush();
             return;
@@ -288,7 +292,9 @@ impl<D: Device> Engine<D> {
     }
 
     pub(super) fn on_group_flush(&mut self, status: Result<(), IoError>, clock: Clock) {
-        if let Err(error) = status {
+        if let Err(error) = status
+            && !is_planted(Bug::IgnoresFailedFlush)
+        {
             self.poison(&error, clock);
             self.committer.group = None;
             return;

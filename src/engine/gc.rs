@@ -27,6 +27,7 @@ use super::io_queue;
 use super::op::{Answer, Clock, Key, OpError};
 use super::shard::Shard;
 use crate::device::{Device, DmaBuf, IoError};
+use crate::planted::{Bug, is_planted};
 use crate::probe::{self, Probe};
 use policy::{Candidate, pick};
 use records::Moving;
@@ -283,9 +284,8 @@ impl<D: Device> Engine<D> {
                         && shard.unsettled.is_empty()
                         && shard.extents.get(one.extent).is_some_and(|one| one.first_frame < of_clear)
                 });
-                if cleared
-                    || (one.live == 0 && (one.carry == 0 || one.is_oldest) && shard.unsettled.is_empty())
-                {
+                let is_dead = one.live == 0 || (is_planted(Bug::RoundsLiveBytesDown) && one.live < 4096);
+                if cleared || (is_dead && (one.carry == 0 || one.is_oldest) && shard.unsettled.is_empty()) {
                     shard.extents.empty(one.extent, last_frame);
                     progress = true;
                     return false;

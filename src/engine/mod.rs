@@ -314,6 +314,12 @@ impl<D: Device> Engine<D> {
         self.committer.set_durability(durability);
     }
 
+    /// Extents that the shards have, or a checkpoint that is being written; those that were left after a failed write count.
+    pub fn extents_held(&self) -> u32 {
+        let of_shards: u32 = self.shards.iter().map(Shard::extents_held).sum();
+        of_shards + self.checkpointer.extents_held() + self.stats.extents_left as u32
+    }
+
     /// Figures as of now.
     pub fn stats(&self) -> EngineStats {
         EngineStats {

@@ -20,6 +20,7 @@ use super::shard::Hold;
 use crate::device::Device;
 use crate::format::record::{BatchMark, Record, RecordType};
 use crate::limits::KEY_SIZE_MAX;
+use crate::planted::{Bug, is_planted};
 
 mod batches;
 mod gate;
@@ -230,7 +231,7 @@ impl<D: Device> Engine<D> {
     /// Answers once `frame` is durable, whatever the mode.
     fn answer_when_durable(&mut self, at: usize, token: u64, frame: u64, answer: Answer) {
         let shard = &mut self.shards[at];
-        if frame <= shard.durable_frame {
+        if frame <= shard.durable_frame || is_planted(Bug::AcknowledgesEarly) {
             self.answers.push((token, answer));
         } else if let Some(error) = self.committer.poisoned() {
             // It will never be known to be durable.
@@ -327,7 +328,7 @@ impl<D: Device> Engine<D> {
                     return;
                 }
                 let held = action.is_write();
-                if held {
+                if held && !is_planted(Bug::SkipsHolds) {
                     self.shards[at].holds.insert(key.clone(), Hold::default());
                 }
                 let expires_at_ms = lookup.current.map_or(0, |current| current.expires_at_ms);

@@ -34,6 +34,7 @@ use super::recovery::{Doubt, FoundLong};
 use crate::format::Place;
 use crate::format::record::{Record, RecordType};
 use crate::format::superblock::Superblock;
+use crate::planted::{Bug, is_planted};
 use crate::probe::{self, Probe};
 
 use chunks::Chunks;
@@ -261,6 +262,14 @@ impl Shard {
         if entry.expires { self.expiries.get(identity) } else { 0 }
     }
 
+    /// Extents of the log, but those that were left after a failed write.
+    pub(super) fn extents_held(&self) -> u32 {
+        let open = self.log.open_extent().map(|open| open.header.extent);
+        let is_new = open.is_some_and(|open| self.extents.get(open).is_none());
+        let held = self.extents.iter().filter(|(_, one)| !one.is_left).count();
+        held as u32 + u32::from(is_new)
+    }
+
     /// Bytes of memory that grow with the number of keys.
     pub(super) fn index_heap_size(&self) -> usize {
         let long = self.chunks.heap_size() + self.long_heap_size;
@@ -287,6 +296,7 @@ impl Shard {
     pub(super) fn readable_end(&self, extent: u32) -> u32 {
         let open = self.log.open_extent().filter(|open| open.header.extent == extent);
         match self.being_written {
+            _ if is_planted(Bug::ReadsIntoWrites) => u32::MAX,
             Some((one, start)) if one == extent => start,
             _ => open.map_or(u32::MAX, |open| open.position as u32),
         }
@@ -438,6 +448,9 @@ impl Shard {
             && let Some(one) = self.long.remove(&identity)
         {
             self.long_heap_size -= one.heap_size();
+            if is_planted(Bug::BuriesChunksUnderReader) {
+                one.value.pieces().iter().for_each(|piece| self.chunks.dead().push(piece.id()));
+            }
         }
     }
 
@@ -488,7 +501,8 @@ impl Shard {
             KeyEffect::Delete => (None, 0),
         };
         self.live = self.live + u64::from(value.is_some()) - u64::from(was_there);
-        if did_expire || expires_at_ms != 0 {
+        let is_kept = is_planted(Bug::KeepsOldExpiry) && value.is_some();
+        if (did_expire && !is_kept) || expires_at_ms != 0 {
             self.expiries.set(identity, expires_at_ms);
         }
         let pending = Pending { value, expires_at_ms, at, hash, reaped: false, is_part };
@@ -580,7 +594,7 @@ impl Shard {
             // Where its record is now does not matter enough to follow it: the extents are collected one by one.
             self.cleared = None;
         }
-        for pending in self.pending.values_mut() {
+        for pending in self.pending.values_mut().filter(|_| !is_planted(Bug::RelocationLeavesKeys)) {
             pending.at = moves.iter().find_map(|one| one.target(&pending.at)).unwrap_or(pending.at);
         }
         self.on_chunks_relocated(moves);

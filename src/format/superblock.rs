@@ -15,13 +15,15 @@
 //!   60  8  zero
 //! ```
 //!
-//! An update writes copies 0 and 1, flushes, writes copies 2 and 3, flushes. Whatever a crash leaves, some generation
-//! then has two good copies, and [`choose`] takes the newest such one. It is the previous or the new generation,
-//! and since a start writes all four copies anew before anything else happens, it stays what it was found to be.
+//! An update writes two copies without which the current generation still has two good ones, flushes, writes the other two,
+//! flushes. Whatever a crash leaves, some generation then has two good copies, and [`choose`] takes the newest such one. It is
+//! the previous or the new generation, and since a start writes all four copies anew before anything else happens, it stays
+//! what it was found to be.
 
 use super::layout::{Layout, SUPERBLOCK_COPIES};
 use super::{FormatError, Reader};
 use crate::limits::{EXTENT_COUNT_MAX, EXTENT_SIZE_MAX, EXTENT_SIZE_MIN, SHARD_COUNT_MAX};
+use crate::planted::{Bug, is_planted};
 
 /// Bytes of one copy.
 pub const SUPERBLOCK_SIZE: usize = 4096;
@@ -228,7 +230,7 @@ impl Quorum {
     pub fn update_order(&self) -> [[usize; 2]; 2] {
         let is_bad = |copy: &usize| self.bad.iter().any(|(bad, _)| bad == copy);
         let mut copies: [usize; SUPERBLOCK_COPIES] = std::array::from_fn(|copy| copy);
-        copies.sort_by_key(|copy| !is_bad(copy));
+        copies.sort_by_key(|copy| !is_bad(copy) && !is_planted(Bug::FixedSuperblockOrder));
         [[copies[0], copies[1]], [copies[2], copies[3]]]
     }
 }

@@ -7,6 +7,7 @@ use crate::engine::op::{BatchId, Key};
 use crate::engine::operations::AppendError;
 use crate::format::frame::{FRAME_HEADER_SIZE, FrameHeader};
 use crate::format::record::{Record, RecordType};
+use crate::planted::{Bug, is_planted};
 
 /// Bytes of the log that one pass may move: what comes from clients goes in between.
 const PASS_SIZE_MAX: u64 = 256 << 10;
@@ -117,7 +118,11 @@ impl<D: Device> Engine<D> {
         let moved = match self.fate(active, record, &key, offset, clock) {
             Fate::Drop => return Ok(0),
             Fate::Wait => return Err(Moving::Avoid),
-            Fate::MoveLive => Record { batch: None, ..*record },
+            Fate::MoveLive => Record {
+                batch: None,
+                expires_at_ms: if is_planted(Bug::MoveForgetsExpiry) { 0 } else { record.expires_at_ms },
+                ..*record
+            },
             Fate::MoveDelete => Record {
                 kind: RecordType::Delete,
                 value: &[],
@@ -171,11 +176,9 @@ impl<D: Device> Engine<D> {
             RecordType::Commit => {
                 let Some(mark) = record.batch else { return Fate::Drop };
                 let batch = BatchId { boot: mark.boot, number: mark.number };
-                if shard.unsettled.contains(&batch) || shard.extents.has_older_parts(active.extent) {
-                    Fate::MoveCommit
-                } else {
-                    Fate::Drop
-                }
+                let is_needed =
+                    shard.unsettled.contains(&batch) || shard.extents.has_older_parts(active.extent);
+                if is_needed && !is_planted(Bug::DropsCommitRecords) { Fate::MoveCommit } else { Fate::Drop }
             }
             // Whoever needs it keeps it among the shard's chunks.
             RecordType::Chunk => match shard.chunks().stored(record.long) {
@@ -191,13 +194,16 @@ impl<D: Device> Engine<D> {
                 let needed = match (record.kind, entry) {
                     (_, Some(_)) => is_here,
                     // Absent: this says so, as does one that expires, or an older record of the key would come back.
-                    (RecordType::Delete, None) => !active.is_oldest,
+                    (RecordType::Delete, None) => !active.is_oldest && !is_planted(Bug::DropsTombstones),
                     (_, None) => record.expires_at_ms != 0 && !active.is_oldest,
                 };
                 if !needed {
                     return Fate::Drop;
                 }
-                if shard.holds.contains_key(key) && self.is_prepared(at, key) {
+                if shard.holds.contains_key(key)
+                    && self.is_prepared(at, key)
+                    && !is_planted(Bug::MovesHeldKeys)
+                {
                     probe::hit(Probe::CollectionMetHold);
                     return Fate::Wait;
                 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::device::Deallocate;
+use crate::planted::{Bug, is_planted};
 
 impl<D: Device> Engine<D> {
     /// Retires the frames of emptied extents and gives retired extents back, as far as what that rests on is durable.
@@ -15,7 +16,9 @@ impl<D: Device> Engine<D> {
         for number in &shard.extents.leaving {
             match shard.extents.get(*number).map(|one| one.state) {
                 Some(ExtentState::Emptied { frame }) if frame <= durable => emptied.push(*number),
-                Some(ExtentState::Retired { frame }) if frame <= durable => retired.push(*number),
+                Some(ExtentState::Retired { frame }) if frame <= durable || is_planted(Bug::FreesEarly) => {
+                    retired.push(*number)
+                }
                 Some(ExtentState::Trimming) => {}
                 _ => waits = true,
             }
@@ -43,8 +46,10 @@ impl<D: Device> Engine<D> {
             }
         }
         for number in retired {
-            let is_read = self.reads.iter().any(|(_, job)| job.is_of(at, number));
-            if is_read || self.shards[at].is_pinned(number) {
+            let is_read = self.reads.iter().any(|(_, job)| job.is_of(at, number))
+                && !is_planted(Bug::FreesExtentUnderReader);
+            let is_pinned = self.shards[at].is_pinned(number) && !is_planted(Bug::FreesPinnedExtents);
+            if is_read || is_pinned {
                 continue;
             }
             progress = true;
@@ -57,6 +62,9 @@ impl<D: Device> Engine<D> {
                 let layout = self.superblock.layout;
                 let purpose = io_queue::Purpose::Trim { shard: at, extent: number };
                 self.queue.deallocate(purpose, layout.extent_offset(number), layout.extent_size);
+                if is_planted(Bug::ReusesWhileTrimming) {
+                    self.give_back(at, number);
+                }
             } else {
                 self.give_back(at, number);
             }

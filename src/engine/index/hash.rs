@@ -19,6 +19,7 @@
 use super::granules::{GRANULE_SLOTS, Granules, Moved};
 use super::slot::{ROOT_BITS, SLOT_SIZE, Slot, TAG_BITS, join, split};
 use super::{Entry, IDENTITY_LOWER_BITS, Identity, Index};
+use crate::planted::{Bug, is_planted};
 use crate::sys::heap::taken;
 use crate::sys::prefetch::prefetch;
 
@@ -252,6 +253,7 @@ impl HashIndex {
         let (low, listed) = (root.segments[low_at], root.granules_of(low_at));
         let kept =
             position(&self.parts[part_at], listed, low.len(), middle, root.level).unwrap_or_else(|at| at);
+        let kept = if is_planted(Bug::SplitsIndexWrongly) { kept.midpoint(low.len()) } else { kept };
         let moved: Vec<Slot> = self.slots_from(root_at, low_at, kept).copied().collect();
 
         // The upper half begins a granule of its own, for which it may need one more.

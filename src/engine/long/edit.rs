@@ -12,6 +12,7 @@ use bytes::BytesMut;
 use super::{ChunkRef, LongValue, Piece, overlapping};
 use crate::engine::op::Value;
 use crate::limits::{PIECES_PER_CHUNK_MAX, PIECES_PER_FULL_CHUNK_MAX};
+use crate::planted::{Bug, is_planted};
 
 /// Bytes at a place of a value.
 #[derive(Debug, Clone)]
@@ -96,6 +97,9 @@ impl Edit {
     pub(in crate::engine) fn compose(self, read: Vec<Part>) -> LongWrite {
         let Edit { size, kept, parts, made, .. } = self;
         let mut parts: Vec<Part> = read.into_iter().chain(parts).collect();
+        if is_planted(Bug::OldBytesWinOverEdit) {
+            parts.reverse();
+        }
         let mut left = VecDeque::with_capacity(made.len());
         for range in made {
             // Written pieces are in order, and so what is over for one is over for all that follow.

@@ -3,6 +3,7 @@
 use super::*;
 use crate::engine::op::BatchOutcome;
 use crate::limits::BATCH_VALUES_SIZE_MAX;
+use crate::planted::{Bug, is_planted};
 
 impl<D: Device> Engine<D> {
     /// Holds the keys one after another, in their order, waiting in line for each.
@@ -192,6 +193,10 @@ impl<D: Device> Engine<D> {
         }
         // Shards lose different tails in a relaxed mode, so that a commit record could outlive a part, or what was built
         // on a part its commit record: across shards a batch is made durable step by step whatever the mode.
+        if is_planted(Bug::PreparesEarly) {
+            self.answers.push((token, Answer::Done));
+            return None;
+        }
         self.answer_when_durable(at, token, prepare.frame, Answer::Done);
         None
     }
@@ -208,7 +213,7 @@ impl<D: Device> Engine<D> {
         let count = participant_count.to_le_bytes();
         let record = commit_record(batch, self.shards[at].id, &count);
         let appended = self.append(at, Draft { record, purpose: Purpose::Reserve, lazy: false }, clock);
-        if appended.is_ok() {
+        if appended.is_ok() && !is_planted(Bug::ForgetsUnsettledBatches) {
             // Kept until every participant can do without it.
             self.shards[at].unsettled.insert(batch);
         }

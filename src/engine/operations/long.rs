@@ -9,6 +9,7 @@ use crate::engine::op::Value;
 use crate::engine::reads::ReadRecord;
 use crate::engine::shard::{ChunkSource, Lookup};
 use crate::limits::LONG_READ_DEPTH;
+use crate::planted::{Bug, is_planted};
 use crate::probe::{self, Probe};
 
 /// A long value of this size is read however short memory is, as long as it is the only one.
@@ -110,7 +111,7 @@ impl<D: Device> Engine<D> {
             }
         };
         let held = action.is_write();
-        if held {
+        if held && !is_planted(Bug::SkipsLongHolds) {
             self.shards[at].holds.insert(key.clone(), Hold::default());
         }
         let (pieces, into, size) = match &goal {

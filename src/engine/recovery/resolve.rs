@@ -21,6 +21,7 @@ use crate::format::layout::{collection_extent_count, reserve_extent_count};
 use crate::format::manifest::ManifestPiece;
 use crate::format::record::RecordType;
 use crate::format::superblock::Superblock;
+use crate::planted::{Bug, is_planted};
 use crate::probe::{self, Probe};
 
 /// A part of a batch whose commit record may be in another shard.
@@ -141,6 +142,7 @@ impl ScannedShard {
                     self.retired.1 = retired;
                 }
             }
+            (RecordType::Clear, _) if is_planted(Bug::ForgetsClear) => {}
             (RecordType::Clear, _) => {
                 self.index.clear();
                 self.expiries = Expiries::default();
@@ -198,7 +200,8 @@ impl ScannedShard {
     fn apply_parts(&mut self, mut parts: Vec<Part>, secret: &[u8; 16]) {
         parts.sort_by_key(|part| part.record.sequence);
         for Part { kind, key, record, pieces, .. } in parts {
-            if record.sequence > self.newest_since_parts(hash_key(secret, &key).identity()) {
+            let newest = self.newest_since_parts(hash_key(secret, &key).identity());
+            if record.sequence > newest || is_planted(Bug::LateCommitWins) {
                 self.apply_one(kind, &key, record, pieces, secret);
                 // Another part may still be decided.
                 self.since_parts.insert(hash_key(secret, &key).identity(), record.sequence);
@@ -209,8 +212,9 @@ impl ScannedShard {
     /// Decides batches, with the commit records of every shard, and makes the shard's state.
     pub fn resolve(mut self, decisions: &Decisions, superblock: &Arc<Superblock>) -> ShardState {
         let parts = std::mem::take(&mut self.parts);
-        let (decided, undecided): (Vec<_>, Vec<_>) =
-            parts.into_iter().partition(|(batch, _)| decisions.committed.contains(batch));
+        let (decided, undecided): (Vec<_>, Vec<_>) = parts.into_iter().partition(|(batch, _)| {
+            decisions.committed.contains(batch) || is_planted(Bug::CountsUndecidedParts)
+        });
         // Only another shard's record decides these so far.
         let copies_due =
             decided.iter().filter_map(|(batch, parts)| Some((*batch, parts.first()?.coordinator))).collect();

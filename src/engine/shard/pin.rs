@@ -16,6 +16,7 @@ use crate::engine::action::is_expired;
 use crate::engine::index::{Entry, Identity, Index};
 use crate::engine::long::LongValue;
 use crate::engine::op::{Key, Value};
+use crate::planted::{Bug, is_planted};
 
 /// What a key was.
 #[derive(Debug, Clone)]
@@ -217,7 +218,8 @@ impl Shard {
     /// A key is about to be written: what it is now is kept, if the pin has not come to it.
     pub(super) fn note_before(&mut self, identity: Identity) {
         let Some(pin) = self.pin.as_ref().filter(|pin| pin.lost.is_none()) else { return };
-        if pin.is_behind(identity.upper()) || pin.before.contains_key(&identity) {
+        let is_known = pin.is_behind(identity.upper()) || pin.before.contains_key(&identity);
+        if is_known || is_planted(Bug::PinMissesOverwrites) {
             return;
         }
         let before = match self.pending.at(identity) {
