@@ -46,6 +46,9 @@ const PROBES: &[&str] = &[
     "chunk moved",
     "chunks without a manifest dropped",
     "manifest of an expired key dropped",
+    "everything with an expiry has expired",
+    "dump beside writers",
+    "power cut soon after a write failed",
 ];
 
 fn count_from_env(name: &str, default: u64) -> u64 {
@@ -98,6 +101,17 @@ fn relaxed_worlds_keep_a_prefix_of_every_shard() {
     let wanted =
         ["the end of a shard's history was lost", "torn tail cut", "extent without an accepted frame freed"];
     assert!(count < 40 || probes.missing(&wanted).is_empty(), "never came to: {:?}", probes.missing(&wanted));
+}
+
+/// Every index is of several segments from the beginning, and all of it survives.
+#[test]
+fn crowded_worlds_keep_every_key() {
+    let count = count_from_env("BASALT_SEEDS", 200).div_ceil(40);
+    let mut probes = Probes::default();
+    for seed in 0..count {
+        probes.add(&run(WorldConfig::crowded_from_seed(seed, 200)).probes);
+    }
+    assert!(probes.missing(&["index of several segments"]).is_empty());
 }
 
 /// Without this no seed would be worth anything.

@@ -91,6 +91,11 @@ impl Identity {
     pub fn lower(self) -> u8 {
         self.lower
     }
+
+    /// The part of the index that it is in: each grows by itself.
+    pub fn root(self) -> usize {
+        slot::split(self).0
+    }
 }
 
 /// The hash of a key with the device's secret.
@@ -99,13 +104,13 @@ pub fn hash_key(secret: &[u8; 16], key: &[u8]) -> KeyHash {
     hasher.write(key);
     let (upper, lower) = hasher.finish128().as_u64();
     let hash = KeyHash { upper, lower };
-    #[cfg(test)]
+    #[cfg(any(test, feature = "planted-bugs"))]
     let hash = narrow::narrowed(hash);
     hash
 }
 
 /// Identities of few bits, for tests of what happens when two keys have the same one.
-#[cfg(test)]
+#[cfg(any(test, feature = "planted-bugs"))]
 pub(crate) mod narrow {
     use std::cell::Cell;
 
@@ -115,9 +120,20 @@ pub(crate) mod narrow {
         static BITS: Cell<u32> = const { Cell::new(64) };
     }
 
-    /// From now on identities have so many bits on this thread. Hashes tell keys apart as before.
-    pub(crate) fn set(bits: u32) {
-        BITS.set(bits);
+    /// While this lives, identities have few bits on this thread. Hashes tell keys apart as before.
+    pub(crate) struct Narrow;
+
+    impl Narrow {
+        pub(crate) fn to(bits: u32) -> Narrow {
+            BITS.set(bits);
+            Narrow
+        }
+    }
+
+    impl Drop for Narrow {
+        fn drop(&mut self) {
+            BITS.set(64);
+        }
     }
 
     pub(super) fn narrowed(hash: KeyHash) -> KeyHash {

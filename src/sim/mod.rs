@@ -2,10 +2,12 @@
 //! from one seed. No sockets, no threads, no clock of the machine.
 //!
 //! [`node`] is the node: it boots as the real one does and carries messages between engines with random delays. [`world`]
-//! runs clients against it with a model beside, and crashes it. [`probe`] counts the situations that a run came to.
+//! runs clients against it with a model beside, and crashes it. [`probe`] counts the situations that a run came to,
+//! [`promise`] names what is promised.
 
-#[cfg(test)]
-mod collisions;
+#[cfg(any(test, feature = "planted-bugs"))]
+pub mod collisions;
 pub mod node;
 pub mod probe;
+pub mod promise;
 pub mod world;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use slab::Slab;
 
 use super::probe::Probes;
+use super::promise::{Promise, broken};
 use crate::device::sim::random::Random;
 use crate::device::sim::{SimDevice, SimDisk};
 use crate::engine::action::{Action, Command};
@@ -125,11 +126,15 @@ pub struct SimNode {
 /// Keys that one step of a scan visits: few, so that scans and writes interleave.
 const SCAN_STEP: usize = 7;
 
+/// The secret that keys are hashed with on a disk that was formatted with this seed.
+pub fn secret_of(seed: u64) -> [u8; 16] {
+    [seed as u8 ^ 0x5a; 16]
+}
+
 /// Formats a disk.
 pub fn format(disk: &SimDisk, shard_count: u16, seed: u64) {
-    let byte = seed as u8;
-    let options =
-        FormatOptions { shard_count, uuid: [byte; 16], secret: [byte ^ 0x5a; 16], label: String::new() };
+    let (uuid, secret) = ([seed as u8; 16], secret_of(seed));
+    let options = FormatOptions { shard_count, uuid, secret, label: String::new() };
     device_format::format(&mut disk.open_queue(), &options, Clock::default())
         .expect("formatting a simulated disk without faults succeeds");
 }
@@ -197,7 +202,8 @@ impl SimNode {
                 let difference =
                     state.difference(&other, &mut queue, &superblock, clock.unix_ms).map_err(io)?;
                 if let Some(difference) = difference {
-                    differ(state.id(), &difference);
+                    let what = format!("shard {}: {difference}", state.id().0);
+                    broken(Promise::Checkpoints, &what);
                 }
             }
             states[at].push(state);
@@ -237,6 +243,14 @@ impl SimNode {
     /// Extents that data may take.
     pub fn available_extents(&self) -> u32 {
         self.allocator.available_count()
+    }
+
+    /// Extents that are in use, and those of them that shards and checkpoints have.
+    pub fn extents_used(&self) -> (u32, u32) {
+        let used = self.allocator.count() - self.allocator.free_count();
+        let of_checkpoints: usize = self.allocator.checkpoints().iter().map(|one| one.extents.len()).sum();
+        let of_engines: u32 = self.engines.iter().map(Engine::extents_held).sum();
+        (used, of_engines + of_checkpoints as u32)
     }
 
     /// Says how many bytes are written between two checkpoints.
@@ -519,7 +533,7 @@ impl SimNode {
                 }
             }
             (_, Answer::Failed(error)) => self.finish(task_id, Outcome::Done(Err(error))),
-            (_, answer) => panic_on(&answer),
+            (_, answer) => broken(Promise::Answers, &format!("an answer that fits no request: {answer:?}")),
         }
     }
 
@@ -547,7 +561,7 @@ impl SimNode {
                 return Some(self.done.swap_remove(at).1);
             }
         }
-        stuck()
+        broken(Promise::Answered, "a request was never answered")
     }
 
     /// A clean stop. False when the disk went away meanwhile.
@@ -563,19 +577,4 @@ impl SimNode {
         let mut late = Vec::new();
         self.engines.iter_mut().all(|engine| engine.stop(self.clock, &mut late).is_ok())
     }
-}
-
-#[expect(clippy::panic, reason = "a simulation ends where the program under test breaks its contract")]
-fn differ(shard: ShardId, difference: &str) {
-    panic!("shard {}: a checkpoint and the log disagree: {difference}", shard.0);
-}
-
-#[expect(clippy::panic, reason = "a simulation ends where the program under test breaks its contract")]
-fn panic_on(answer: &Answer) {
-    panic!("an answer that fits no request: {answer:?}");
-}
-
-#[expect(clippy::panic, reason = "a simulation ends where the program under test breaks its contract")]
-fn stuck<T>() -> Option<T> {
-    panic!("a request was never answered");
 }

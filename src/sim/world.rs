@@ -4,86 +4,29 @@
 //! of its keys, and at a crash at most its one pending request is open, which must then have happened as a whole or not at
 //! all. What any client was told before a crash, observers of others' keys included, must hold after it.
 
+mod answers;
 mod choose;
+mod config;
 mod settle;
+mod shared;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
+pub use config::WorldConfig;
+use shared::{Journal, crowd_of};
+
 use super::node::{BootFailure, Outcome, Request, SimNode, format};
 use super::probe::Probes;
+use super::promise::{Promise, broken};
 use crate::device::sim::random::Random;
-use crate::device::sim::{CrashChoice, Fault, FaultKind, FaultOp, Keep, SimConfig, SimDisk, Tear};
+use crate::device::sim::{CrashChoice, Fault, FaultKind, FaultOp, Keep, SimConfig, SimDisk};
 use crate::engine::action::{Action, Expiry, Presence, SetReply, TtlReply};
-use crate::engine::batch::BatchReply;
 use crate::engine::check::check;
-use crate::engine::durability::Durability;
 use crate::engine::memory::MemoryBudget;
-use crate::engine::op::{Clock, Key, OpError, Reply};
+use crate::engine::op::{Clock, Key, Reply};
 use crate::format::slot::ShardId;
-use crate::limits::CHUNK_SIZE_MAX;
-
-/// What a run is like.
-#[derive(Debug, Clone)]
-pub struct WorldConfig {
-    /// Everything is drawn from it.
-    pub seed: u64,
-    /// Requests in all.
-    pub requests: usize,
-    /// Shards of the node.
-    pub shard_count: u16,
-    /// Engines that share them.
-    pub engine_count: usize,
-    /// Bytes of the disk.
-    pub disk_size: u64,
-    /// How writes tear.
-    pub tear: Tear,
-    /// The mode; `always` promises the most.
-    pub durability: Durability,
-    /// Bytes of each engine's cache: none, too few for everything, or enough.
-    pub cache_size: usize,
-    /// The disk is told which extents are free.
-    pub trim: bool,
-    /// Bytes written between two checkpoints.
-    pub checkpoint_interval: u64,
-    /// Bytes of the longest chunk: small ones make long values of most.
-    pub chunk_size: u64,
-}
-
-impl WorldConfig {
-    /// A configuration drawn from a seed.
-    pub fn from_seed(seed: u64, requests: usize) -> WorldConfig {
-        let mut random = Random::new(seed ^ 0x5eed);
-        let shard_count = [1, 2, 4][random.index(3)];
-        WorldConfig {
-            seed,
-            requests,
-            shard_count,
-            engine_count: if shard_count > 1 && random.chance(1, 2) { 2 } else { 1 },
-            disk_size: [14u64, 24, 64][random.index(3)] << 20,
-            tear: [Tear::Block, Tear::Sector512, Tear::Byte][random.index(3)],
-            durability: Durability::Always,
-            cache_size: [0, 0, 64 << 10, 2 << 20][random.index(4)],
-            trim: random.chance(1, 2),
-            checkpoint_interval: [0, 64 << 10, 1 << 20][random.index(3)],
-            chunk_size: [CHUNK_SIZE_MAX as u64, 60_000, 5_000, 700][random.index(4)],
-        }
-    }
-
-    /// The same with one of the modes that acknowledge at once: a crash may take the end of each shard's history.
-    pub fn relaxed_from_seed(seed: u64, requests: usize) -> WorldConfig {
-        let modes = [
-            Durability::Interval(1),
-            Durability::Interval(50),
-            Durability::Bytes(1),
-            Durability::Bytes(64 << 10),
-            Durability::Never,
-        ];
-        let durability = modes[Random::new(seed ^ 0x0de1).index(modes.len())];
-        WorldConfig { durability, ..WorldConfig::from_seed(seed, requests) }
-    }
-}
 
 /// What a run came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,10 +52,14 @@ enum Expect {
     Replies(Vec<Reply>),
     /// At least these keys, and no others of the client's.
     Keys,
+    /// What these keys of the client's are, and none of its others.
+    Dump,
     /// Anything that the owner's model allows: a look at another client's key.
     Look { owner: usize, key: Key },
     /// The shared counter: a number that nobody else got.
     Counter,
+    /// The length of the shared journal: this entry is at its end, and no other was there.
+    Journal(Vec<u8>),
     /// OK.
     Done,
 }
@@ -134,6 +81,12 @@ struct Client {
     history: Vec<(Changes, BTreeSet<ShardId>)>,
 }
 
+impl Client {
+    fn is_dumping(&self) -> bool {
+        self.open.as_ref().is_some_and(|(_, open)| matches!(open.expect, Expect::Dump))
+    }
+}
+
 struct World {
     config: WorldConfig,
     random: Random,
@@ -147,6 +100,9 @@ struct World {
     counter_answered: BTreeSet<i64>,
     counter_sent: u64,
     counter_settled: i64,
+    journal: Journal,
+    /// Keys that are made at the beginning and stay.
+    crowd: Vec<Key>,
     /// This life's node may have no more keys.
     memory_is_short: bool,
 }
@@ -157,6 +113,7 @@ const KEYS_PER_CLIENT: usize = 12;
 const GROWN_SIZE_MAX: u64 = 1 << 20;
 
 const COUNTER: &[u8] = b"shared:counter";
+const JOURNAL: &[u8] = b"shared:journal";
 
 /// Runs a world to its end. Panics where a promise is broken; the message names the seed.
 pub fn run(config: WorldConfig) -> Summary {
@@ -188,9 +145,12 @@ pub fn run(config: WorldConfig) -> Summary {
         counter_answered: BTreeSet::new(),
         counter_sent: 0,
         counter_settled: 0,
+        journal: Journal::default(),
+        crowd: crowd_of(&config),
         memory_is_short: false,
         config,
     };
+    world.make_crowd();
     world.life();
     for (name, count) in crate::probe::take() {
         world.probes.add_count(name, count);
@@ -210,9 +170,9 @@ fn set(value: &[u8], expires_at_ms: u64) -> Action {
 
 impl World {
     #[track_caller]
-    #[expect(clippy::panic, reason = "a broken promise ends the simulation")]
-    fn broken(&self, what: &str) -> ! {
-        panic!("seed {}: {what} (crash {}, request {})", self.config.seed, self.crashes, self.next_id);
+    fn broken(&self, promise: Promise, what: &str) -> ! {
+        let (seed, crash, request) = (self.config.seed, self.crashes, self.next_id);
+        broken(promise, &format!("seed {seed}: {what} (crash {crash}, request {request})"))
     }
 
     fn life(&mut self) {
@@ -239,13 +199,23 @@ impl World {
             }
             // Each takes an extent, and one that finds none ends the acceptance of writes.
             let room = node.available_extents() > 6;
-            if room && self.random.chance(1, 3) {
+            if room && (self.config.writes_fail || self.random.chance(1, 3)) {
                 self.fail_some_writes();
             }
             let until = started + requests;
+            let struck = self.disk.faults_struck();
+            let mut is_hit = false;
             while started < until && !self.disk.is_off() {
                 started += self.send(&mut node);
                 self.pass(&mut node);
+                // Just after a write has failed is when little may go wrong besides.
+                if !is_hit && self.disk.faults_struck() > struck {
+                    is_hit = true;
+                    if self.random.chance(1, 2) {
+                        self.disk.power_cut_at(self.disk.events() + self.random.below(24));
+                        self.probes.hit("power cut soon after a write failed");
+                    }
+                }
             }
             if cut {
                 for _ in 0..self.random.index(200) {
@@ -263,6 +233,9 @@ impl World {
                 }
                 self.disk.power_cut_at(u64::MAX);
                 self.whole_checks(&mut node);
+                if self.random.chance(1, 4) {
+                    self.let_expire(&mut node);
+                }
                 if self.random.chance(1, 3) {
                     self.disk.power_cut_at(self.disk.events() + self.random.below(40));
                 }
@@ -288,7 +261,7 @@ impl World {
     fn fail_some_writes(&mut self) {
         let mut nth = 0;
         for _ in 0..1 + self.random.index(3) {
-            nth += 20 + self.random.below(40);
+            nth += if self.config.writes_fail { 8 } else { 20 } + self.random.below(40);
             let keep = Keep::random(&mut self.random, 16 << 10, 512);
             let kind =
                 if self.random.chance(1, 4) { FaultKind::Aborted(keep) } else { FaultKind::Error(keep) };
@@ -312,10 +285,11 @@ impl World {
     }
 
     fn value(&mut self) -> Vec<u8> {
+        let scale = self.config.value_scale;
         let size = match self.random.below(40) {
             0 => 0,
-            1..=24 => self.random.index(200),
-            25..=36 => self.random.index(9_000),
+            1..=24 => self.random.index(200 * scale),
+            25..=36 => self.random.index(9_000 * scale),
             37 | 38 => self.random.index(150_000),
             _ => self.random.index(620_000),
         };
@@ -359,7 +333,8 @@ impl World {
                 let after = (expires == 0 || expires > self.clock.unix_ms).then(|| (value.clone(), expires));
                 single(set(&value, expires), Reply::Ok, Some(after))
             }
-            30..=44 => single(Action::Get, bulk(&before), None),
+            30..=40 => single(Action::Get, bulk(&before), None),
+            41..=44 => self.choose_journal(),
             45..=54 => {
                 let gone = i64::from(before.is_some());
                 single(Action::Delete, Reply::Int(gone), Some(None))
@@ -415,6 +390,10 @@ impl World {
                 }
             }
             72..=91 => self.choose_batch(client, node),
+            // A node takes one dump at a time.
+            94 if !self.clients.iter().any(Client::is_dumping) => {
+                Open { request: Request::Dump, expect: Expect::Dump, changes: Changes::new(), seen: false }
+            }
             92..=94 => {
                 Open { request: Request::Keys, expect: Expect::Keys, changes: Changes::new(), seen: false }
             }
@@ -440,118 +419,7 @@ impl World {
             }
             self.pass(node);
         }
-        self.broken("a request was never answered");
-    }
-
-    fn on_done(&mut self, id: u64, outcome: Outcome, node: &SimNode) {
-        // What is answered after the power went never reached anyone.
-        if self.disk.is_off() {
-            return;
-        }
-        let Some(at) =
-            self.clients.iter().position(|client| client.open.as_ref().is_some_and(|(open, _)| *open == id))
-        else {
-            self.broken("an answer that nobody waits for");
-        };
-        let Some((_, open)) = self.clients[at].open.take() else { return };
-        self.answered += 1;
-        let full = |error: &OpError| matches!(error, OpError::DeviceFull | OpError::ReserveExhausted);
-        let short_of_memory = matches!(
-            &outcome,
-            Outcome::Reply(Reply::Error(OpError::OutOfMemory))
-                | Outcome::Batch(BatchReply::Failed(OpError::OutOfMemory))
-        );
-        if short_of_memory {
-            self.probes.hit("write refused for want of memory");
-            // The shared counter is made once and is not in anyone's model; nor is what expires as it is written.
-            let expires =
-                matches!(open.request, Request::Single(_, Action::Set { expiry: Expiry::At(_), .. }));
-            let is_long = |value: &[u8]| value.len() as u64 > self.config.chunk_size;
-            let grows = expires
-                || open.changes.values().flatten().any(|(value, _)| is_long(value))
-                || matches!(open.expect, Expect::Counter)
-                || open.changes.iter().any(|(key, after)| {
-                    let before = self.state(at, key);
-                    after.as_ref().is_some_and(|(_, expires)| {
-                        before.is_none_or(|(_, expired)| expired == 0 && *expires != 0)
-                    })
-                });
-            if !self.memory_is_short || !grows {
-                self.broken(&format!("{:?} refused for want of memory", short(&open.request)));
-            }
-            return;
-        }
-        let refused = match &outcome {
-            Outcome::Reply(Reply::Error(error)) | Outcome::Batch(BatchReply::Failed(error)) => full(error),
-            _ => false,
-        };
-        if refused {
-            self.probes.hit("write refused by a full device");
-            let available = node.available_extents();
-            if available > 0 && !open.changes.is_empty() && available > u32::from(node.shard_count()) {
-                self.broken(&format!("refused as full while {available} extents are available"));
-            }
-            return;
-        }
-        match (&open.expect, outcome) {
-            (Expect::Reply(expected), Outcome::Reply(reply)) => {
-                if *expected != reply {
-                    self.broken(&format!("{:?} got {}", short(&open.request), brief(&reply)));
-                }
-            }
-            (Expect::Replies(expected), Outcome::Batch(BatchReply::Replies(replies))) => {
-                if *expected != replies {
-                    self.broken(&format!("a batch got {:?}", replies.iter().map(brief).collect::<Vec<_>>()));
-                }
-            }
-            (Expect::Look { owner, key }, Outcome::Reply(reply)) => self.look(*owner, key, &reply),
-            (Expect::Counter, Outcome::Reply(Reply::Int(number))) => {
-                if number <= self.counter_settled || !self.counter_answered.insert(number) {
-                    self.broken(&format!("the counter gave {number} twice"));
-                }
-            }
-            (Expect::Keys, Outcome::Keys(keys)) => self.on_keys(at, &keys),
-            (Expect::Done, Outcome::Done(Ok(()))) => {}
-            (_, outcome) => self.broken(&format!("{:?} got {outcome:?}", short(&open.request))),
-        }
-        if self.config.durability != Durability::Always {
-            self.remember(at, &open, node.shard_count());
-        }
-        self.clients[at].states.extend(open.changes);
-    }
-
-    /// Somebody else's key: its owner's last state, or the one that its open request makes.
-    fn look(&mut self, owner: usize, key: &Key, reply: &Reply) {
-        let matches = |state: &State| match (state, reply) {
-            (None, Reply::Nil) => true,
-            (Some((value, _)), Reply::Bulk(found)) => value == found,
-            _ => false,
-        };
-        let before = self.state(owner, key);
-        if let Some((_, open)) = &mut self.clients[owner].open
-            && let Some(after) = open.changes.get(key)
-            && matches(after)
-            && !matches(&before)
-        {
-            open.seen = true;
-            self.probes.hit("an open write was seen by another client");
-        } else if !matches(&before) {
-            // The owner may have moved on since the look began; only a value that was never written is wrong.
-            self.probes.hit("a look at a key that moved on");
-        }
-    }
-
-    fn on_keys(&mut self, client: usize, keys: &[Key]) {
-        let found: BTreeSet<&Key> = keys.iter().collect();
-        for number in 0..KEYS_PER_CLIENT {
-            let key = key_of(client, number);
-            if self.state(client, &key).is_some() != found.contains(&key) {
-                self.broken(&format!(
-                    "a scan {} {key:?}",
-                    if found.contains(&key) { "invented" } else { "missed" }
-                ));
-            }
-        }
+        self.broken(Promise::Answered, "a request was never answered");
     }
 
     /// Power off, whatever is open stays open; then up again.
@@ -589,8 +457,13 @@ impl World {
         self.disk.power_cut_at(u64::MAX);
         match check(&mut self.disk.open_queue(), &mut |_, _| {}) {
             Ok(report) if report.damage.is_empty() => {}
-            Ok(report) => self.broken(&format!("check finds damage after a crash: {:?}", report.damage)),
-            Err(error) => self.broken(&format!("check cannot run after a crash: {error}")),
+            Ok(report) => self.broken(
+                Promise::Undamaged,
+                &format!("check finds damage after a crash: {:?}", report.damage),
+            ),
+            Err(error) => {
+                self.broken(Promise::Undamaged, &format!("check cannot run after a crash: {error}"))
+            }
         }
     }
 
@@ -612,12 +485,17 @@ impl World {
                     self.probes.hit("crash during recovery");
                     self.power_up();
                 }
-                Err(failure) => self.broken(&format!("the node does not boot: {failure:?}")),
+                Err(failure) => {
+                    self.broken(Promise::Undamaged, &format!("the node does not boot: {failure:?}"))
+                }
             }
         };
         self.probes.add(&std::mem::take(&mut node.probes));
         if !node.damage.is_empty() {
-            self.broken(&format!("recovery finds damage after a crash: {:?}", node.damage));
+            self.broken(
+                Promise::Undamaged,
+                &format!("recovery finds damage after a crash: {:?}", node.damage),
+            );
         }
         // A cut that was armed for the recovery but came too late must not hit the checks below.
         self.disk.power_cut_at(u64::MAX);
@@ -625,16 +503,24 @@ impl World {
             self.settle(at, &mut node);
         }
         self.settle_counter(&mut node);
-        let expected: u64 = (0..CLIENTS).map(|client| self.live(client)).sum();
-        let counter = u64::from(self.counter_settled > 0);
-        match node.run(&self.disk, Request::Count) {
-            Some(Outcome::Count(count)) if count == expected + counter => {}
-            other => {
-                self.broken(&format!("{} keys are there, the node counts {other:?}", expected + counter))
-            }
-        }
+        self.settle_journal(&mut node);
+        self.check_crowd(&mut node);
+        self.check_count(&mut node);
         self.clock = node.clock;
         node
+    }
+
+    fn check_count(&self, node: &mut SimNode) {
+        let expected = (0..CLIENTS).map(|client| self.live(client)).sum::<u64>() + self.crowd.len() as u64;
+        let is_counting = self.counter_settled > 0 || !self.counter_answered.is_empty();
+        let counter = u64::from(is_counting) + u64::from(!self.journal.is_empty());
+        match node.run(&self.disk, Request::Count) {
+            Some(Outcome::Count(count)) if count == expected + counter => {}
+            other => self.broken(
+                Promise::Counts,
+                &format!("{} keys are there, the node counts {other:?}", expected + counter),
+            ),
+        }
     }
 
     fn live(&self, client: usize) -> u64 {
@@ -646,7 +532,7 @@ impl World {
         match node.run(&self.disk, Request::Single(key.clone(), Action::Get)) {
             Some(Outcome::Reply(Reply::Nil)) => None,
             Some(Outcome::Reply(Reply::Bulk(value))) => Some(value.to_vec()),
-            other => self.broken(&format!("GET {key:?} after recovery: {other:?}")),
+            other => self.broken(Promise::Answers, &format!("GET {key:?} after recovery: {other:?}")),
         }
     }
 
@@ -657,7 +543,24 @@ impl World {
         match node.run(&self.disk, Request::Single(key.clone(), action)) {
             Some(Outcome::Reply(Reply::Int(-1))) => Some((value, 0)),
             Some(Outcome::Reply(Reply::Int(at))) if at > 0 => Some((value, at as u64)),
-            other => self.broken(&format!("PEXPIRETIME {key:?} after recovery: {other:?}")),
+            other => self.broken(Promise::Answers, &format!("PEXPIRETIME {key:?} after recovery: {other:?}")),
+        }
+    }
+
+    /// Lets the time pass until whatever has an expiry has expired. Nothing is open, so that everybody knows what that is.
+    fn let_expire(&mut self, node: &mut SimNode) {
+        node.clock.unix_ms += 30_000_000;
+        self.clock = node.clock;
+        self.probes.hit("everything with an expiry has expired");
+        self.check_count(node);
+        self.whole_checks(node);
+    }
+
+    /// Every extent that is not free is some shard's or some checkpoint's: others would never be free again.
+    fn check_extents(&self, node: &SimNode) {
+        let (used, known) = node.extents_used();
+        if used != known {
+            self.broken(Promise::Space, &format!("{used} extents are in use, {known} of them for something"));
         }
     }
 
@@ -667,10 +570,14 @@ impl World {
                 let key = key_of(client, number);
                 let expected = self.state(client, &key).map(|(value, _)| value);
                 if self.read(node, &key) != expected {
-                    self.broken(&format!("client {client}: {key:?} is not as acknowledged"));
+                    self.broken(
+                        Promise::Answers,
+                        &format!("client {client}: {key:?} is not as acknowledged"),
+                    );
                 }
             }
         }
+        self.check_extents(node);
         self.clock = node.clock;
     }
 }

@@ -7,6 +7,7 @@ use crate::engine::durability::Durability;
 use crate::engine::op::Key;
 use crate::format::slot::{ShardId, shard_of};
 use crate::sim::node::{Request, SimNode};
+use crate::sim::promise::Promise;
 
 impl World {
     /// Keeps what a crash may still take back.
@@ -69,10 +70,13 @@ impl World {
                     self.probes.hit_if(length < acknowledged, "the end of a shard's history was lost");
                     settled.extend(states);
                 }
-                None => self.broken(&format!(
-                    "client {client}, shard {shard}: no prefix of {} changes gives what is there",
-                    history.len()
-                )),
+                None => self.broken(
+                    Promise::Acknowledged,
+                    &format!(
+                        "client {client}, shard {shard}: no prefix of {} changes gives what is there",
+                        history.len()
+                    ),
+                ),
             }
         }
         self.clients[client].base = settled.clone();
@@ -102,13 +106,16 @@ impl World {
             Some((_, open)) if !open.changes.is_empty() => {
                 let (before, after) = (fits(self, &nothing), fits(self, &open.changes));
                 if !before && !after {
-                    self.broken(&format!(
-                        "client {client}: {:?} is neither done nor undone",
-                        short(&open.request)
-                    ));
+                    self.broken(
+                        Promise::WholeOrNot,
+                        &format!("client {client}: {:?} is neither done nor undone", short(&open.request)),
+                    );
                 }
                 if open.seen && !after {
-                    self.broken(&format!("client {client}: a write that was seen is gone"));
+                    self.broken(
+                        Promise::Observed,
+                        &format!("client {client}: a write that was seen is gone"),
+                    );
                 }
                 self.probes.hit_if(after && !before, "an open write had happened");
                 self.probes.hit_if(before && !after, "an open write had not happened");
@@ -127,9 +134,12 @@ impl World {
                             (key.clone(), short(found), short(&self.state(client, key)))
                         })
                         .collect();
-                    self.broken(&format!(
-                        "client {client}: acknowledged state is lost (key, found, expected): {wrong:?}"
-                    ));
+                    self.broken(
+                        Promise::Acknowledged,
+                        &format!(
+                            "client {client}: acknowledged state is lost (key, found, expected): {wrong:?}"
+                        ),
+                    );
                 }
             }
         }
@@ -147,7 +157,10 @@ impl World {
         };
         let sent = i64::try_from(self.counter_sent).unwrap_or(i64::MAX);
         if found < answered || found > sent {
-            self.broken(&format!("the counter is {found}, {answered} was answered, {sent} were sent"));
+            self.broken(
+                Promise::Acknowledged,
+                &format!("the counter is {found}, {answered} was answered, {sent} were sent"),
+            );
         }
         // Numbers up to here are given; open increments beyond it never happened.
         self.counter_settled = found;
