@@ -8,9 +8,6 @@ use basalt::engine::op::{Clock, Key, Reply};
 use basalt::sim::node::{BootFailure, Outcome, Request, SimNode, format};
 use basalt::sim::promise::{Promise, broken};
 
-/// Events within which a start is cut: about as many as it has on a disk with little on it.
-const EVENTS: u64 = 40;
-
 /// How many starts came to their end, and how many did not.
 #[derive(Debug, Default)]
 pub struct Starts {
@@ -38,10 +35,17 @@ pub fn cut_short(seed: u64, count: u64) -> Starts {
     let mut first = boot(seed).expect("a fresh disk boots");
     assert_eq!(first.run(&disk, Request::Single(key.clone(), set)), Some(Outcome::Reply(Reply::Ok)));
     assert!(first.stop(&disk));
+    // What a start after a crash has: most are cut in the first half, where superblocks are replaced, and some come to their end.
+    disk.crash(&mut CrashChoice::seeded(random.next_u64()));
+    let before = disk.events();
+    drop(boot(random.next_u64()).expect("a disk with what was acknowledged boots"));
+    let events = disk.events() - before;
+    disk.crash(&mut CrashChoice::seeded(random.next_u64()));
     let mut starts = Starts::default();
     for nth in 1..=count {
         if nth < count {
-            disk.power_cut_at(disk.events() + random.below(EVENTS));
+            let within = if random.below(4) == 0 { 2 * events } else { events / 2 };
+            disk.power_cut_at(disk.events() + random.below(within));
         }
         match boot(random.next_u64()) {
             Ok(_) if disk.is_off() => starts.cut += 1,
