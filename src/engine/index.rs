@@ -250,6 +250,10 @@ pub trait Index {
     fn prefetch_slots(&self, identity: Identity);
     /// Sets the entry of a key and returns the one it replaces.
     fn insert(&mut self, identity: Identity, entry: Entry) -> Option<Entry>;
+    /// The same for keys that mostly come in order, and most of which are new: what was inserted before is not looked for.
+    fn append(&mut self, identity: Identity, entry: Entry) {
+        self.insert(identity, entry);
+    }
     /// Removes a key and returns its entry.
     fn remove(&mut self, identity: Identity) -> Option<Entry>;
     /// Keys in it.

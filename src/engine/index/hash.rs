@@ -340,6 +340,30 @@ impl Index for HashIndex {
         }
     }
 
+    fn append(&mut self, identity: Identity, entry: Entry) {
+        let (root_at, tag) = split(identity);
+        let (root, part) = (&self.roots[root_at], &mut self.parts[owned_by(root_at).0]);
+        if !root.segments.is_empty() {
+            let at = root.segment_of(tag).0;
+            let segment = root.segments[at];
+            let used = segment.len() % GRANULE_SLOTS;
+            if used > 0 {
+                let slots = part.slots_mut(root.granules[segment.granules().end - 1]);
+                // Behind the last one, in a granule that has room.
+                if slots[used - 1].tag() < tag {
+                    slots[used] = Slot::new(tag, &entry);
+                    let root = &mut self.roots[root_at];
+                    root.segments[at].len += 1;
+                    root.len += 1;
+                    self.len += 1;
+                    self.grow(root_at);
+                    return;
+                }
+            }
+        }
+        self.insert(identity, entry);
+    }
+
     fn insert(&mut self, identity: Identity, entry: Entry) -> Option<Entry> {
         let (root_at, tag) = split(identity);
         let (part_at, owner) = owned_by(root_at);

@@ -104,6 +104,24 @@ fn it_behaves_like_a_map_however_uneven_the_hashes() {
 }
 
 #[test]
+fn what_is_appended_is_inserted_whatever_the_order() {
+    let (mut appended, mut inserted) = (HashIndex::default(), HashIndex::default());
+    let mut keys: Vec<(Identity, Entry)> = (0..600_000).map(|i| (identity(i), entry(i))).collect();
+    keys.sort_by_key(|(one, _)| *one);
+    // Some come again, with another entry, and some out of order.
+    let again: Vec<_> = keys.iter().step_by(1_000).map(|(one, _)| (*one, entry(1))).collect();
+    keys.extend(again);
+    keys.swap(10, 500_000);
+    for (one, entry) in keys {
+        appended.append(one, entry);
+        inserted.insert(one, entry);
+    }
+    assert!(appended.check() > 1_024);
+    assert_eq!(appended.len(), 600_000);
+    assert!(all(&appended, 1_000) == all(&inserted, 1_000));
+}
+
+#[test]
 fn keys_of_one_identity_are_one_key_and_any_other_bit_tells_two_apart() {
     let mut index = HashIndex::default();
     let one = identity(1);

@@ -247,9 +247,9 @@ fn load_chain<D: Device>(
         let place = header.place(&superblock.uuid, &superblock.secret);
         let mut at = block as u64;
         let mut window: Vec<u8> = Vec::new();
-        let mut window_end = at;
+        let (mut taken, mut window_end) = (0, at);
         while ended.is_none() && at < layout.extent_size {
-            match decode_chunk(&window, chunk, place, at as u32, block) {
+            match decode_chunk(&window[taken..], chunk, place, at as u32, block) {
                 Ok((items, size)) => {
                     decode_items(items, &mut |item| {
                         if let Item::End(count) = item {
@@ -257,7 +257,7 @@ fn load_chain<D: Device>(
                         }
                         take(item, &mut bases, &mut entries)
                     })?;
-                    window.drain(..size);
+                    taken += size;
                     at += size as u64;
                     chunk += 1;
                 }
@@ -266,6 +266,7 @@ fn load_chain<D: Device>(
                     let size = WINDOW_SIZE.min((layout.extent_size - window_end) as usize);
                     let offset = layout.extent_offset(header.extent) + window_end;
                     let bytes = read_tried(device, offset, size).map_err(LoadError::Io)?;
+                    window.drain(..std::mem::take(&mut taken));
                     window.extend_from_slice(&bytes.ok_or(LoadError::NotWhole)?);
                     window_end += size as u64;
                     progress(size as u64);
@@ -314,7 +315,7 @@ fn take_key(base: &mut Base, key: &IndexedKey<'_>) -> Result<(), FormatError> {
         };
         base.manifests.insert(identity, found);
     }
-    base.index.insert(identity, entry);
+    base.index.append(identity, entry);
     if entry.expires {
         base.expiries.set(identity, key.expires_at_ms);
     }

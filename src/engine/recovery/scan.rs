@@ -298,11 +298,16 @@ impl<'a> Scan<'a> {
             out.extents.insert(one.extent, extent);
         }
         // What was written behind the position is read again, and what was moved from retired extents is behind it.
-        let known: BTreeSet<u32> = out.places.keys().copied().collect();
+        let mut known = vec![false; superblock.layout.extent_count as usize];
+        for extent in out.places.keys() {
+            if let Some(is_known) = known.get_mut(*extent as usize) {
+                *is_known = true;
+            }
+        }
+        let known = |extent: u32| known.get(extent as usize).is_some_and(|is_known| *is_known);
         let end = position.open.map_or(0, |(_, end)| end);
         let is_before = |extent: u32, offset: u32| {
-            (known.contains(&extent) || is_planted(Bug::BelievesRetiredExtents))
-                && !(is_open(extent) && offset >= end)
+            (known(extent) || is_planted(Bug::BelievesRetiredExtents)) && !(is_open(extent) && offset >= end)
         };
         base.index.retain(&mut |identity, entry| {
             let stays = is_before(entry.extent, entry.offset);
@@ -315,7 +320,7 @@ impl<'a> Scan<'a> {
         base.chunks.retain(|_, chunk| is_before(chunk.extent, chunk.offset));
         (out.index, out.expiries) = (base.index, base.expiries);
         (out.manifests, out.chunks) = (base.manifests, base.chunks);
-        for (batch, part) in base.parts.into_iter().filter(|(_, part)| known.contains(&part.record.extent)) {
+        for (batch, part) in base.parts.into_iter().filter(|(_, part)| known(part.record.extent)) {
             out.parts.entry(batch).or_default().push(part);
         }
         out.commits = base.commits.into_iter().map(|batch| (batch, 0)).collect();
@@ -323,7 +328,7 @@ impl<'a> Scan<'a> {
         (out.last_frame, out.last_boot, out.clean) = (position.frame, position.boot, position.clean);
         out.accepted_sequence = position.next_sequence;
         out.last_sequence = position.next_sequence - 1;
-        let open_stays = position.open.filter(|(open, _)| known.contains(open));
+        let open_stays = position.open.filter(|(open, _)| known(*open));
         scan.append_at = open_stays.map(|(open, end)| (open, u64::from(end)));
         let extents = base.extents.iter().map(|one| (one.extent, one.epoch)).collect();
         scan.covered = Some(Covered { position, extents, is_alone });
