@@ -17,7 +17,7 @@ const VALUE_SIZE: usize = 1_024;
 const WRITERS: usize = 64;
 
 /// Runs fio on a file and returns its first job.
-fn fio(file: &Path, arguments: &[String]) -> Result<Value, Failure> {
+pub fn fio(file: &Path, arguments: &[String]) -> Result<Value, Failure> {
     let output = Command::new("fio")
         .args(["--name=bench", "--output-format=json", "--ioengine=io_uring", "--direct=1", "--thread"])
         .arg(format!("--filename={}", file.display()))

@@ -348,7 +348,8 @@ fn index_row(plan: &Plan, report: &mut Report) -> Result<(), Failure> {
     Ok(())
 }
 
-fn resident() -> u64 {
+/// Bytes of memory that this process has.
+pub fn resident() -> u64 {
     let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());

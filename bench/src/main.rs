@@ -1,7 +1,7 @@
 //! Basalt beside its peers: `scripts/bench` builds and runs this.
 //!
-//! Three sections: `device` (what the bare file can do, beside what the engine gets of it), `engine` (the engine beside other
-//! stores in process, by YCSB's workloads) and `server` (a node beside redis-server). All sides take turns within each run, so
+//! Sections: `device` (what the bare file can do, beside what the engine gets of it), `engine` (the engine beside other stores in
+//! process, by YCSB's workloads), `restart` (how long a start takes) and `server` (a node beside redis-server). All sides take turns within each run, so
 //! that what the machine does meanwhile meets all of them; ratios are of medians.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark prints its figures")]
 
@@ -11,6 +11,7 @@ mod engine;
 mod html;
 mod machine;
 mod report;
+mod restart;
 mod server;
 
 use std::path::PathBuf;
@@ -31,6 +32,8 @@ enum Section {
     Device,
     /// The engine beside other stores.
     Engine,
+    /// How long a start takes.
+    Restart,
     /// The node beside redis-server.
     Server,
 }
@@ -43,7 +46,7 @@ struct Args {
     #[arg(long)]
     quick: bool,
     /// Only these parts
-    #[arg(long, value_delimiter = ',', default_value = "device,engine,server")]
+    #[arg(long, value_delimiter = ',', default_value = "device,engine,restart,server")]
     only: Vec<Section>,
     /// Runs, instead of 5 (or 3)
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=99))]
@@ -63,6 +66,9 @@ struct Args {
     /// What a process of one store is to do
     #[arg(long, hide = true)]
     task: Option<String>,
+    /// What a process of the restarts is to do
+    #[arg(long, hide = true)]
+    restart_task: Option<String>,
     /// Fill an index with so many keys
     #[arg(long, hide = true)]
     index_keys: Option<u64>,
@@ -90,13 +96,14 @@ pub fn progress(text: &str) {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let outcome = match (&args.task, args.index_keys) {
-        (Some(task), _) => engine::run_task(task),
-        (None, Some(keys)) => {
+    let outcome = match (&args.task, &args.restart_task, args.index_keys) {
+        (Some(task), _, _) => engine::run_task(task),
+        (None, Some(task), _) => restart::run_task(task),
+        (None, None, Some(keys)) => {
             engine::fill_index(keys);
             Ok(())
         }
-        (None, None) => run(&args),
+        (None, None, None) => run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -129,6 +136,7 @@ fn run(args: &Args) -> Result<(), Failure> {
         match section {
             Section::Device => device::run(&plan, &mut report)?,
             Section::Engine => engine::run(&plan, &mut report)?,
+            Section::Restart => restart::run(&plan, &mut report)?,
             Section::Server => server::run(&plan, &mut report)?,
         }
     }

@@ -29,6 +29,7 @@ pub struct Ours {
     started: Instant,
     answers: Vec<(u64, Answer)>,
     values: Values,
+    recovery_bytes: u64,
 }
 
 fn clock(started: Instant) -> Clock {
@@ -74,6 +75,7 @@ impl Ours {
         let opened = basalt::node::open(namespace, 2, &mut |_| {})?;
         let queue = opened.namespace.open_queue()?;
         let extent_size = opened.superblock.layout.extent_size;
+        let recovery_bytes = opened.checkpoint_bytes + opened.log_bytes;
         let allocator = Arc::clone(&opened.allocator);
         let mut engine = Engine::new(
             Arc::clone(&opened.superblock),
@@ -84,7 +86,7 @@ impl Ours {
         );
         engine.settle(clock(started))?;
         engine.set_memory(MemoryBudget { cache_size_max: cache_size, ..MemoryBudget::default() });
-        Ok(Ours { engine, allocator, extent_size, started, answers: Vec::new(), values })
+        Ok(Ours { engine, allocator, extent_size, started, answers: Vec::new(), values, recovery_bytes })
     }
 
     /// Writes keys `0..count` once each; they are durable at the end.
@@ -190,6 +192,17 @@ impl Ours {
             (Next::Miss(_), Answer::Reply(Reply::Nil)) => Ok(Outcome::Read),
             _ => Err(format!("{next:?} was answered {answer:?}").into()),
         }
+    }
+
+    /// Bytes that were read to open it.
+    pub fn recovery_bytes(&self) -> u64 {
+        self.recovery_bytes
+    }
+
+    /// Stops cleanly.
+    pub fn stop(&mut self) -> Result<(), Failure> {
+        let clock = clock(self.started);
+        Ok(self.engine.stop(clock, &mut self.answers)?)
     }
 
     /// Bytes of the device that are in use.

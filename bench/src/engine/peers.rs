@@ -110,12 +110,11 @@ struct Fjall {
 
 impl Fjall {
     fn open(directory: &Path, cache_size: u64) -> Result<Fjall, Failure> {
-        // Without a bound its write buffers alone are as large as what it may have in all.
-        let database = fjall::Database::builder(directory.join("fjall"))
-            .cache_size(cache_size)
-            .max_write_buffer_size(Some(cache_size / 2))
-            .open()?;
-        let keyspace = database.keyspace("bench", fjall::KeyspaceCreateOptions::default)?;
+        let database = fjall::Database::builder(directory.join("fjall")).cache_size(cache_size).open()?;
+        // Its write buffers are 64 MiB, several of them, and would be more than what it may have in all.
+        let memtable_size = cache_size / 4;
+        let options = move || fjall::KeyspaceCreateOptions::default().max_memtable_size(memtable_size);
+        let keyspace = database.keyspace("bench", options)?;
         Ok(Fjall { database, keyspace })
     }
 }
