@@ -238,7 +238,7 @@ fn nothing_is_left_for_later_and_no_machine_is_named() {
         [concat!("/ro", "ot/"), concat!("/wo", "rk/"), concat!("/ho", "me/"), concat!("/tmp/", "w/")];
     let mut wrong = Vec::new();
     let mut paths = Vec::new();
-    for directory in ["src", "tests", "benches", "spdk-sys", "vm-test", "scripts", ".ci", "fuzz"] {
+    for directory in ["src", "tests", "bench", "benches", "spdk-sys", "vm-test", "scripts", ".ci", "fuzz"] {
         paths.extend(files(directory, &[""]));
     }
     for name in ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "Cargo.toml"] {

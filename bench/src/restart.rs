@@ -82,8 +82,10 @@ pub fn run_task(text: &str) -> Result<(), Failure> {
     }
     println!("{}", serde_json::to_string(&Found { seconds, bytes_read, resident_per_key })?);
     std::io::stdout().flush()?;
-    while task.phase == Phase::Write {
-        overwrite(&mut ours, task.keys)?;
+    if task.phase == Phase::Write {
+        loop {
+            overwrite(&mut ours, task.keys)?;
+        }
     }
     Ok(())
 }
