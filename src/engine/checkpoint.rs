@@ -481,6 +481,7 @@ impl<D: Device> Engine<D> {
         probe::hit(Probe::CheckpointGivenUp);
         self.checkpointer.stats.skipped += 1;
         if writing.is_loose {
+            self.stats.extents_left += writing.extents.len() as u64;
             self.allocator.leave_checkpoint(&writing.extents);
         } else {
             self.allocator.end_checkpoint(&writing.extents, false);

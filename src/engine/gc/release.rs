@@ -109,6 +109,7 @@ impl<D: Device> Engine<D> {
                     && let Some(one) = self.shards[at].extents.get_mut(number)
                 {
                     one.is_left = true;
+                    self.stats.extents_left += 1;
                 }
             }
         }
