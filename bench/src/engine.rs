@@ -264,7 +264,7 @@ fn measure(
                 group: group.map(MemoryGroup::procs),
                 keys: size.keys,
                 cache_size: memory / CACHE_DIVISOR,
-                seconds: if plan.quick { 2.0 } else { 6.0 },
+                seconds: if plan.quick { 1.0 } else { 6.0 },
                 seed: u64::from(run),
                 is_restart: false,
             };

@@ -126,7 +126,7 @@ fn start(directory: &Path, phase: Phase, keys: u64) -> Result<Found, Failure> {
 
 /// Measures both restarts.
 pub fn run(plan: &Plan, report: &mut Report) -> Result<(), Failure> {
-    let keys: u64 = if plan.quick { 10_000_000 } else { 100_000_000 };
+    let keys: u64 = if plan.quick { 5_000_000 } else { 100_000_000 };
     let directory = plan.directory.join("restart");
     std::fs::create_dir_all(&directory)?;
     progress(&format!("restart: loading {keys} keys"));
