@@ -27,6 +27,7 @@ use basalt::engine::durability::Durability;
 use basalt::engine::op::{Answer, Clock, Key, Reply, ShardOp, Value};
 use basalt::engine::{Engine, EngineStats};
 use basalt::format::slot::shard_of;
+use basalt::format::superblock::IndexKind;
 use hdrhistogram::Histogram;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -208,8 +209,13 @@ impl Rig {
         let mut queue = namespace.open_queue().expect("a queue");
         let uuid = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
         let uuid = uuid.to_le_bytes();
-        let format_options =
-            FormatOptions { shard_count: SHARD_COUNT, uuid, secret: uuid, label: "bench".to_owned() };
+        let format_options = FormatOptions {
+            shard_count: SHARD_COUNT,
+            uuid,
+            secret: uuid,
+            label: "bench".to_owned(),
+            index: IndexKind::Hash,
+        };
         let started = Instant::now();
         format(&mut queue, &format_options, clock(started)).expect("the file can be formatted");
         drop(queue);

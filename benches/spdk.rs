@@ -27,6 +27,7 @@ use basalt::engine::op::{Answer, Clock, Key, Reply, ShardOp, Value};
 use basalt::format::frame::FRAME_HEADER_SIZE;
 use basalt::format::record::{Record, RecordType};
 use basalt::format::slot::shard_of;
+use basalt::format::superblock::IndexKind;
 use basalt::reactor::cores::{pin_current, usable};
 
 #[path = "../tests/common/nvmf_target.rs"]
@@ -246,8 +247,13 @@ impl Loaded {
         // An identity of its own, or what the last turn wrote would be taken for records of this one that lost their headers.
         let now_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
         let uuid = now_ns.to_le_bytes();
-        let format_options =
-            FormatOptions { shard_count: SHARD_COUNT, uuid, secret: uuid, label: "bench".to_owned() };
+        let format_options = FormatOptions {
+            shard_count: SHARD_COUNT,
+            uuid,
+            secret: uuid,
+            label: "bench".to_owned(),
+            index: IndexKind::Hash,
+        };
         let started = Instant::now();
         format(&mut queue, &format_options, clock(started)).expect("the namespace can be formatted");
         drop(queue);

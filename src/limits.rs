@@ -79,6 +79,24 @@ pub const ARGUMENT_COUNT_MAX: usize = 1 << 20;
 /// Bytes of keys that one KEYS may find.
 pub const KEYS_SIZE_MAX: usize = 64 << 20;
 
+/// Keys that one KV.RANGE gives when it does not say.
+pub const RANGE_COUNT_DEFAULT: usize = 1_000;
+
+/// Keys that one KV.RANGE may ask for.
+pub const RANGE_COUNT_MAX: usize = 10_000;
+
+/// Bytes of keys and values at which the reply of a KV.RANGE ends, unless there is one value only: what one client may have
+/// under way beside others.
+pub const RANGE_SIZE_MAX: usize = 4 << 20;
+
+/// Values that a KV.RANGE reads ahead, so that the device has something to do; those that are longer come when it is their turn.
+pub const RANGE_AHEAD_COUNT: usize = 32;
+
+/// Bytes of the longest value that is read ahead.
+pub const RANGE_AHEAD_SIZE: usize = 128 << 10;
+
+const _: () = assert!(RANGE_AHEAD_COUNT * RANGE_AHEAD_SIZE <= RANGE_SIZE_MAX);
+
 /// Keys that one step of SCAN or KEYS visits on a shard: enough to be quick, few enough not to hold its reactor.
 pub const SCAN_STEP_MAX: usize = 512;
 

@@ -91,6 +91,10 @@ bugs! {
     TrustsIdentity,
     /// A read goes on into what is being written.
     ReadsIntoWrites,
+    /// A key that a batch has written is not listed in order.
+    DirectoryForgetsKey,
+    /// A start does not list in order what the log has brought.
+    DirectoryIgnoresLog,
 }
 
 #[cfg(feature = "planted-bugs")]

@@ -67,6 +67,12 @@ probes! {
     RetiredFramesSkipped "retired frames skipped",
     /// Recovery looked for an older record of what is retired.
     OlderRetirementTaken "older retirement taken",
+    /// A listing met the name of a key that has gone.
+    LeftoverMet "name of a key that has gone met",
+    /// Names of keys that have gone were swept out of the directory.
+    DirectorySwept "directory swept",
+    /// A scan went through the few keys of a prefix.
+    PrefixScanned "few keys of a prefix scanned",
     /// A key is in doubt because records were lost.
     KeyInDoubt "key in doubt",
 }

@@ -105,8 +105,18 @@ fn save_writes_a_checkpoint_from_which_a_start_after_a_kill_goes_on() {
 
 #[test]
 fn checkpoints_come_by_bytes_and_a_damaged_one_costs_only_time() {
+    damaged_checkpoints_cost_only_time("hash");
+}
+
+#[test]
+fn so_it_is_where_keys_are_known_by_name() {
+    damaged_checkpoints_cost_only_time("ordered");
+}
+
+fn damaged_checkpoints_cost_only_time(index: &str) {
     let directory = temp_dir();
-    let options = options(directory.path()).arg("--checkpoint-interval").arg("1MiB");
+    let options =
+        options(directory.path()).arg("--checkpoint-interval").arg("1MiB").arg("--index").arg(index);
     let node = options.start();
     let mut rounds = vec![0; KEYS];
     for round in 1..4 {
@@ -134,5 +144,7 @@ fn checkpoints_come_by_bytes_and_a_damaged_one_costs_only_time() {
     let (_, log) = recovered(&mut node.client());
     assert!(log > (KEYS * VALUE_SIZE) as u64, "{log} bytes of log were read");
     verify(&node, &rounds);
+    let listed = call!(node.client(), "KEYS", "key:*").array().len();
+    assert_eq!(listed, KEYS, "keys that are listed");
     node.stop();
 }

@@ -49,6 +49,10 @@ const PROBES: &[&str] = &[
     "everything with an expiry has expired",
     "dump beside writers",
     "power cut soon after a write failed",
+    "scan of a prefix",
+    "few keys of a prefix scanned",
+    "range of keys",
+    "name of a key that has gone met",
 ];
 
 fn count_from_env(name: &str, default: u64) -> u64 {

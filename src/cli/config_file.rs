@@ -15,6 +15,7 @@ struct ConfigFile {
     device: Option<PathBuf>,
     engine: Option<String>,
     size: Option<String>,
+    index: Option<String>,
     listen: Option<SocketAddr>,
     cores: Option<Cores>,
     reactors: Option<u32>,
@@ -63,6 +64,9 @@ pub(super) fn apply(args: &mut ServeArgs, path: &Path) -> Result<(), String> {
     }
     if let (None, Some(text)) = (args.size, file.size) {
         args.size = Some(size::parse(&text).map_err(|error| wrong("size", error.to_string()))?);
+    }
+    if let (None, Some(index)) = (args.index, file.index) {
+        args.index = Some(index.parse().map_err(|error| wrong("index", error))?);
     }
     if let (None, Some(text)) = (args.memory, file.memory) {
         args.memory = Some(size::parse(&text).map_err(|error| wrong("memory", error.to_string()))?);

@@ -11,7 +11,7 @@ use super::{Exit, FormatArgs, fail, note, say};
 use crate::device::{Device, DeviceError, Namespace};
 use crate::engine::device_format::{self, FormatOptions};
 use crate::engine::op::Clock;
-use crate::format::superblock::Superblock;
+use crate::format::superblock::{IndexKind, Superblock};
 use crate::limits::SHARD_COUNT_DEFAULT;
 use crate::size;
 
@@ -29,12 +29,13 @@ pub(super) fn format(args: &FormatArgs) -> Exit {
         Ok((superblock, engine)) => {
             let layout = superblock.layout;
             say(format!(
-                "{}: formatted with {} in {} extents of {}, {}, UUID {} ({engine})",
+                "{}: formatted with {} in {} extents of {}, {}, index {}, UUID {} ({engine})",
                 args.device.display(),
                 size::show(layout.device_size),
                 layout.extent_count,
                 size::show(layout.extent_size),
                 size::count(superblock.shard_count.into(), "shard"),
+                superblock.index,
                 uuid::Uuid::from_bytes(superblock.uuid)
             ));
             Exit::Done
@@ -49,6 +50,7 @@ type Failure = (Exit, String);
 pub(super) struct NewDevice<'a> {
     engine: Option<EngineName>,
     shard_count: u16,
+    index: IndexKind,
     label: &'a str,
     /// Write zeros to every block first. A block of a file that was only allocated costs its file system a journal commit when
     /// it is first written, in the flush that a client waits for.
@@ -60,6 +62,7 @@ impl FormatArgs {
         NewDevice {
             engine: self.engine,
             shard_count: self.shards,
+            index: self.index,
             label: &self.label,
             is_written: !self.quick,
         }
@@ -138,6 +141,7 @@ fn write<N: Namespace>(namespace: &N, new: &NewDevice<'_>) -> Result<(Superblock
             move |at| a[at] ^ b[at].rotate_left(3)
         }),
         label: new.label.to_owned(),
+        index: new.index,
     };
     let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
     let clock = Clock { unix_ms, monotonic_us: 0 };
@@ -198,7 +202,12 @@ fn create_as(
 }
 
 /// Creates the device that `serve` was asked for.
-pub(super) fn create_for_serve(path: &Path, size: u64, engine: Option<EngineName>) -> Result<(), String> {
-    let new = NewDevice { engine, shard_count: SHARD_COUNT_DEFAULT, label: "", is_written: true };
+pub(super) fn create_for_serve(
+    path: &Path,
+    size: u64,
+    engine: Option<EngineName>,
+    index: IndexKind,
+) -> Result<(), String> {
+    let new = NewDevice { engine, shard_count: SHARD_COUNT_DEFAULT, index, label: "", is_written: true };
     create(path, size, &new).map(|_| ())
 }

@@ -30,6 +30,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use self::engine_name::EngineName;
 use crate::engine::durability::Durability;
+use crate::format::superblock::IndexKind;
 use crate::limits::{CONNECTION_COUNT_MAX, REACTOR_COUNT_MAX, SHARD_COUNT_DEFAULT, SHARD_COUNT_MAX};
 use crate::reactor::cores::CoreList;
 use crate::size;
@@ -119,6 +120,10 @@ struct ServeArgs {
     /// Size of a file that is created, such as 4GiB [default: 4GiB]
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     size: Option<u64>,
+    /// Index of a device that is created: hash, or ordered, which knows the keys in order (as for format); where the device is there,
+    /// it must be of that kind [default: hash]
+    #[arg(long, value_name = "KIND")]
+    index: Option<IndexKind>,
     /// Address and port; port 0 lets the kernel choose one [default: 127.0.0.1:6379]
     #[arg(long, value_name = "ADDRESS:PORT", value_parser = listen_address)]
     listen: Option<std::net::SocketAddr>,
@@ -174,6 +179,10 @@ struct FormatArgs {
     /// Shards that the keys are spread over: the most reactors that can ever share the device
     #[arg(long, value_name = "COUNT", default_value_t = SHARD_COUNT_DEFAULT, value_parser = clap::value_parser!(u16).range(1..=i64::from(SHARD_COUNT_MAX)))]
     shards: u16,
+    /// What a shard knows of its keys in memory: hash, 16 bytes of each; ordered, also their names in order, for KV.RANGE, SCAN and
+    /// KEYS of a prefix
+    #[arg(long, value_name = "KIND", default_value_t = IndexKind::Hash)]
+    index: IndexKind,
     /// A name for the device, up to 32 bytes
     #[arg(long, value_name = "NAME", default_value = "")]
     label: String,

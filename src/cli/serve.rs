@@ -13,8 +13,8 @@ use super::engine_name::EngineName;
 use super::progress::Progress;
 use super::{Exit, ServeArgs, config_file, fail, format, memory, note, say};
 use crate::device::Namespace;
-use crate::engine::device_format::OpenError;
-use crate::format::superblock::NoQuorum;
+use crate::engine::device_format::{OpenError, read_superblock};
+use crate::format::superblock::{IndexKind, NoQuorum};
 use crate::limits::{CONNECTION_COUNT_MAX, REACTOR_COUNT_MAX, SCRUB_RATE_DEFAULT};
 use crate::net::port::Port;
 use crate::node::{self, Node, NodeConfig, NodeError, Opened};
@@ -86,6 +86,7 @@ pub(super) fn serve(mut args: ServeArgs) -> Exit {
                 path.display()
             ),
         ),
+        Err(error @ NodeError::Open { source: OpenError::OtherIndex { .. }, .. }) => fail(Exit::Usage, error),
         Err(error) => fail(Exit::Failed, error),
     }
 }
@@ -127,7 +128,8 @@ fn prepare_device(path: &Path, args: &ServeArgs) -> Result<(), (Exit, String)> {
     if path.symlink_metadata().is_err() {
         let size = size.unwrap_or(format::SIZE_DEFAULT);
         note(format!("{} is not there: creating it with {}", path.display(), size::show(size)));
-        return format::create_for_serve(path, size, args.engine).map_err(|text| (Exit::Failed, text));
+        return format::create_for_serve(path, size, args.engine, args.index.unwrap_or_default())
+            .map_err(|text| (Exit::Failed, text));
     }
     // A file that is there keeps its size; saying another one is a mistake that must not pass unnoticed.
     if let Some(size) = size
@@ -161,6 +163,13 @@ fn connection_count(wanted: Option<u32>) -> usize {
     wanted as usize
 }
 
+/// A device keeps the index that it was formatted with; saying another one is a mistake that must not pass unnoticed.
+fn check_index<N: Namespace>(namespace: &N, wanted: IndexKind) -> Result<(), NodeError> {
+    let failed = |source| NodeError::Open { device: namespace.name().to_owned(), source };
+    let formatted = read_superblock(&mut namespace.open_queue()?).map_err(failed)?.superblock.index;
+    if formatted != wanted { Err(failed(OpenError::OtherIndex { formatted, wanted })) } else { Ok(()) }
+}
+
 fn serve_on<N: Namespace>(
     namespace: N,
     args: &ServeArgs,
@@ -168,6 +177,9 @@ fn serve_on<N: Namespace>(
     memory_size_max: u64,
     port: &mut Port,
 ) -> Result<(), NodeError> {
+    if let Some(wanted) = args.index {
+        check_index(&namespace, wanted)?;
+    }
     let mut progress = Progress::new("recovering");
     let opened = node::open(namespace, reactors.len(), &mut |at| progress.show(at.done, at.total))?;
     progress.end();

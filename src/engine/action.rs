@@ -101,6 +101,8 @@ pub enum TtlReply {
 pub enum Action {
     /// GET.
     Get,
+    /// GET of a value of at most so many bytes; the length of a longer one.
+    GetWithin(u64),
     /// EXISTS.
     Exists,
     /// TYPE.
@@ -176,6 +178,7 @@ impl Action {
             Self::Exists | Self::Type | Self::Ttl(_) | Self::Delete => Need::Meta,
             Self::Strlen => Need::Length,
             Self::Get
+            | Self::GetWithin(_)
             | Self::GetDelete
             | Self::GetExpire(_)
             | Self::Append(_)
@@ -193,6 +196,7 @@ impl Action {
         !matches!(
             self,
             Self::Get
+                | Self::GetWithin(_)
                 | Self::Exists
                 | Self::Type
                 | Self::Strlen
@@ -207,6 +211,10 @@ impl Action {
     pub fn apply(self, current: Option<&Current>, now_ms: u64, size_max: u64) -> Result<Outcome, OpError> {
         let outcome = match self {
             Self::Get => read(bulk_or_nil(current)),
+            Self::GetWithin(size_max) => read(match current {
+                Some(current) if value_of(current).len() as u64 > size_max => count(current.size),
+                _ => bulk_or_nil(current),
+            }),
             Self::Exists => read(flag(current.is_some())),
             Self::Type => read(Reply::Simple(if current.is_some() { "string" } else { "none" })),
             Self::Strlen => read(count(current.map_or(0, |c| c.size))),

@@ -14,6 +14,8 @@
 //! - A checkpoint is never needed: any trouble ends it, and its extents go back.
 //! - A pass builds at most one chunk, so that no shard waits for its checkpoint.
 
+use std::ops::Bound;
+
 use bytes::Bytes;
 
 use super::Engine;
@@ -21,14 +23,14 @@ use super::allocator::CheckpointChain;
 use super::extents::ExtentState;
 use super::index::{Entry, Identity, RecordRef};
 use super::io_queue;
-use super::op::{Clock, KeyEffect};
+use super::op::{Clock, Key, KeyEffect, KeyRange, Order};
 use super::shard::Shard;
 use crate::device::{Device, IoError};
-use crate::format::Place;
 use crate::format::checkpoint::{
     CHECKPOINT_VERSION, CHUNK_HEADER_SIZE, CheckpointHeader, ExtentSummary, IndexedKey, IndexedLong, Item,
     PartRecord, ShardPosition, StoredChunk, encode_chunk,
 };
+use crate::format::{Place, front_coded};
 use crate::planted::{Bug, is_planted};
 use crate::probe::{self, Probe};
 
@@ -37,6 +39,9 @@ const CHUNK_SIZE: usize = 64 << 10;
 
 /// Keys that one step of the walk visits.
 const WALK_STEP: usize = 256;
+
+/// Bytes of names at which such a step ends.
+const NAMES_SIZE: usize = 16 << 10;
 
 /// Bytes of log between two checkpoints, unless somebody wants it otherwise: as much as a start reads in a second or so, and
 /// on a small device a part of it.
@@ -66,6 +71,8 @@ struct Section {
     frame: u64,
     /// Its position, extents and so on.
     head: Items,
+    /// Where the walk over its names is, which comes first; `None` before it began or where there are none.
+    named: Option<Key>,
     /// Where the walk over its index is; `None` before it began.
     cursor: Option<u64>,
     /// Where the walk over its chunks is, once that over its index has ended.
@@ -184,6 +191,26 @@ fn stored_chunk(id: u64, entry: &RecordRef) -> StoredChunk {
         value_size: entry.value_size,
         sequence: entry.sequence,
     }
+}
+
+/// Some names behind one; the last of them, when there may be more. The index is walked after its names, so that every key that it
+/// has was among them, or is behind the position.
+fn list_names(shard: &Shard, from: Option<Key>, items: &mut Items) -> Option<Key> {
+    let directory = shard.directory().filter(|directory| !directory.is_empty())?;
+    let range = KeyRange { from: from.map_or(Bound::Unbounded, Bound::Excluded), to: Bound::Unbounded };
+    let (mut names, mut last, mut count) = (Vec::new(), Vec::new(), 0);
+    directory.visit(&range, Order::Ascending, &mut |key| {
+        let shared = if count == 0 { 0 } else { front_coded::shared_size(&last, key) };
+        front_coded::push(shared, &key[shared..], &mut names);
+        last.clear();
+        last.extend_from_slice(key);
+        count += 1;
+        count < WALK_STEP && names.len() < NAMES_SIZE
+    });
+    if count > 0 {
+        items.push(&Item::Names(&names));
+    }
+    (count == WALK_STEP || names.len() >= NAMES_SIZE).then(|| last.into())
 }
 
 impl<D: Device> Engine<D> {
@@ -317,7 +344,7 @@ impl<D: Device> Engine<D> {
             let is_delete = matches!(effect, KeyEffect::Delete);
             head.push(&Item::Part((batch.boot, batch.number), coordinator, is_delete, record));
         }
-        Section { frame, head, cursor: None, chunk: None, last_frame: frame }
+        Section { frame, head, named: None, cursor: None, chunk: None, last_frame: frame }
     }
 
     /// One pass of the checkpoint. True when anything happened.
@@ -388,6 +415,10 @@ impl<D: Device> Engine<D> {
                 Some(cursor) => cursor,
                 None => {
                     writing.items.append(std::mem::take(&mut section.head));
+                    section.named = list_names(shard, section.named.take(), &mut writing.items);
+                    if section.named.is_some() {
+                        continue;
+                    }
                     0
                 }
             };

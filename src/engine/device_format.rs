@@ -5,7 +5,9 @@ use crate::device::rescue::RescueDevice;
 use crate::device::{Device, IoError, blocking};
 use crate::format::gpt;
 use crate::format::layout::{self, EXTENTS_OFFSET, SUPERBLOCK_COPIES, TooSmall};
-use crate::format::superblock::{self, FEATURES_KNOWN, NoQuorum, Quorum, SUPERBLOCK_SIZE, Superblock};
+use crate::format::superblock::{
+    self, FEATURES_KNOWN, IndexKind, NoQuorum, Quorum, SUPERBLOCK_SIZE, Superblock,
+};
 use crate::limits::{DEVICE_MARGIN_SIZE, EXTENT_COUNT_MAX, EXTENT_SIZE_MAX};
 use crate::size;
 
@@ -20,6 +22,8 @@ pub struct FormatOptions {
     pub secret: [u8; 16],
     /// A name that people give it.
     pub label: String,
+    /// How its shards know their keys.
+    pub index: IndexKind,
 }
 
 /// Why a device could not be formatted or opened.
@@ -51,6 +55,16 @@ pub enum OpenError {
         formatted: u32,
         /// The device's.
         device: u32,
+    },
+    /// It was formatted with another index.
+    #[error(
+        "it was formatted with the index '{formatted}', and --index says {wanted}: leave --index out, or format another device and bring the keys over with `basalt dump` and `basalt restore`"
+    )]
+    OtherIndex {
+        /// In the superblock.
+        formatted: IndexKind,
+        /// What was said.
+        wanted: IndexKind,
     },
     /// Part of it is missing.
     #[error("it was formatted with {} but only {} are there: it was cut short, or is another device's copy", size::show(*.formatted), size::show(*.device))]
@@ -127,6 +141,7 @@ pub fn format<D: Device>(
         layout,
         block_size,
         shard_count: options.shard_count,
+        index: options.index,
         features: FEATURES_KNOWN,
         generation: 1,
         parent: 0,

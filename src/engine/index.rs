@@ -5,17 +5,22 @@
 //! happens to any of 100 million keys with a chance of 5 in 10 million, and nobody can look for such keys without the device's
 //! secret. Whoever reads a record compares the key, so such a key is absent, never another key's value.
 //!
-//! [`Index`] is the seam, [`HashIndex`] the kind that there is. It is ordered by identity, so a scan's cursor is a hash.
+//! [`Index`] is the seam, [`HashIndex`] is behind it. It is ordered by identity, so a scan's cursor is a hash. On devices of the kind
+//! `ordered` a [`Directory`] stands beside it, which has the keys in their own order.
 
+mod directory;
 mod expiries;
 mod granules;
 mod hash;
+mod key_set;
 mod slot;
 #[cfg(test)]
 mod tests;
 
+pub use directory::Directory;
 pub use expiries::Expiries;
 pub use hash::HashIndex;
+pub use key_set::{KeySet, KeySetBuilder};
 
 use std::hash::Hasher;
 

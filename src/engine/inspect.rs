@@ -286,7 +286,7 @@ impl<D: Device> Inspection<D> {
             extent_size_bytes: layout.extent_size,
             extent_count: layout.extent_count,
             shard_count: one.shard_count,
-            index: "hash",
+            index: one.index.name(),
             copies: copies.collect(),
         })
     }

@@ -33,6 +33,7 @@ pub mod long;
 pub mod memory;
 pub mod op;
 mod operations;
+pub mod range;
 mod reads;
 pub mod recovery;
 pub mod salvage;
@@ -360,6 +361,7 @@ impl<D: Device> Engine<D> {
             .chain(expiry)
             .chain(self.collect_deadline_us())
             .chain(self.scrub_deadline_us())
+            .chain(self.shards.iter().any(Shard::is_sweeping).then_some(clock.monotonic_us + 1_000))
             // Memory may be free again without anybody's saying so.
             .chain((!self.long_reads_waiting.is_empty()).then_some(clock.monotonic_us + 1_000))
             .min()
@@ -445,6 +447,7 @@ impl<D: Device> Engine<D> {
             for shard in &mut self.shards {
                 // A bound keeps a mass expiry from holding the loop; the rest is due at once and comes next time.
                 self.reaps_more |= shard.reap_expired(clock.unix_ms, 64);
+                shard.sweep_directory();
             }
         }
         self.cache.adjust();

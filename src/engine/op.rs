@@ -1,8 +1,11 @@
 //! What a shard is asked and what it answers. These are the values that travel through the mailboxes.
 
+mod key_range;
+
 use bytes::Bytes;
 
 pub use crate::format::slot::ShardId;
+pub use key_range::{KeyRange, Order, RangeQuery};
 
 use std::sync::Arc;
 
@@ -130,6 +133,21 @@ pub enum OpError {
     /// The same for KEYS, which has no cursor.
     #[error("{0}; its key cannot be listed: SCAN lists all others")]
     UnlistedKey(Box<OpError>),
+    /// A record that cannot be read keeps KV.RANGE from giving its value.
+    #[error(
+        "{error}; it is the value of '{key}', whose turn it is: KEYS lists it, and KV.RANGE goes on behind it with '({key}' as its bound"
+    )]
+    UnreadableValue {
+        /// What became of the read.
+        error: Box<OpError>,
+        /// The key, bytes that are no text escaped.
+        key: String,
+    },
+    /// Keys are asked for in order, and the index has none.
+    #[error(
+        "ERR this device has the index 'hash', which has no order of keys: `basalt format --index ordered` makes one that has, and `basalt dump` and `basalt restore` bring the keys over"
+    )]
+    NotOrdered,
     /// Only one dump at a time.
     #[error("BUSY another dump is under way: wait for it, or a quarter of a minute if its reader has gone")]
     DumpBusy,
@@ -245,6 +263,19 @@ pub enum ShardOp {
         cursor: u64,
         /// About how many keys to visit.
         count: usize,
+        /// Only keys that begin so are wanted. Others may come.
+        prefix: Option<Key>,
+    },
+    /// Keys in their own order. Answer: `Listed`, or `Failed` where the index is not `ordered`.
+    List {
+        /// Which.
+        range: KeyRange,
+        /// Which of them first.
+        order: Order,
+        /// About how many to list.
+        count: usize,
+        /// Bytes of keys to list at most, unless the first is longer.
+        size_max: usize,
     },
     /// Counts keys. Answer: `Count`.
     Count,
@@ -414,6 +445,13 @@ pub enum Answer {
         keys: Vec<Key>,
         /// Why there may be more: the record of one of them cannot be read, and the key is in it.
         unreadable: Option<OpError>,
+    },
+    /// Keys from a listing.
+    Listed {
+        /// Live keys, in the order that was asked for.
+        keys: Vec<Key>,
+        /// Behind which name to go on; none when the range is at its end in this shard.
+        next: Option<Key>,
     },
     /// Keys of a pin.
     Pinned {

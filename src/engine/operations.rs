@@ -196,13 +196,16 @@ impl<D: Device> Engine<D> {
                 self.answers.push((token, Answer::Done));
             }
             // What may be missing can be neither listed nor counted.
-            ShardOp::Scan { .. } | ShardOp::Count if self.shards[at].is_in_doubt() => {
+            ShardOp::Scan { .. } | ShardOp::List { .. } | ShardOp::Count if self.shards[at].is_in_doubt() => {
                 self.answers.push((token, Answer::Failed(self.shards[at].doubt_error())));
             }
-            ShardOp::Scan { .. } | ShardOp::Count if self.shards[at].has_unknown() => {
+            ShardOp::Scan { .. } | ShardOp::List { .. } | ShardOp::Count if self.shards[at].has_unknown() => {
                 self.answers.push((token, Answer::Failed(self.outcome_unknown())));
             }
-            ShardOp::Scan { cursor, count } => self.scan(at, token, cursor, count, clock),
+            ShardOp::Scan { cursor, count, prefix } => self.scan(at, token, cursor, count, prefix, clock),
+            ShardOp::List { range, order, count, size_max } => {
+                self.list(at, token, &range, order, count, size_max, clock);
+            }
             ShardOp::Count => {
                 self.shards[at].reap_expired(clock.unix_ms, usize::MAX);
                 let depends_on = self.shards[at].depends_on_all();

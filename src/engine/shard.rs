@@ -8,9 +8,11 @@
 //! - An operation that must wait between reading a key and writing it holds the key; whoever comes next waits in line.
 
 mod chunks;
+mod listing;
 mod maps;
 mod pending;
 mod pin;
+mod reap;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -26,7 +28,7 @@ use std::sync::Arc;
 use super::action::is_expired;
 use super::cache::RecordCache;
 use super::extents::Extents;
-use super::index::{Entry, Expiries, HashIndex, Identity, Index, KeyHash, hash_key};
+use super::index::{Directory, Entry, Expiries, HashIndex, Identity, Index, KeyHash, hash_key};
 use super::log::{Appended, Move, Moved, NewEntry, OpenExtent, Relocated, ShardLog};
 use super::long::LongValue;
 use super::op::{Answer, BatchId, Current, Key, KeyEffect, OpError, ShardId, Value};
@@ -43,6 +45,7 @@ use pending::PendingSet;
 use pin::Pin;
 use watch::Watch;
 
+pub(super) use listing::Listed;
 pub(super) use maps::KeyMap;
 pub(super) use pin::{Before, Pinned};
 pub(super) use walk::Scanned;
@@ -124,6 +127,8 @@ pub(super) struct Shard {
     pub(super) id: ShardId,
     superblock: Arc<Superblock>,
     index: HashIndex,
+    /// The names of the keys in the index, in order, where the device was formatted so.
+    directory: Option<Directory>,
     /// The values of the keys whose record in the index is a manifest. By identity, as is everything that goes with the index.
     long: IdentityMap<LongKey>,
     long_heap_size: usize,
@@ -195,6 +200,7 @@ impl Shard {
             id: state.id,
             live: state.index.len(),
             index: state.index,
+            directory: state.directory,
             long,
             long_heap_size,
             chunks,
@@ -273,7 +279,8 @@ impl Shard {
     /// Bytes of memory that grow with the number of keys.
     pub(super) fn index_heap_size(&self) -> usize {
         let long = self.chunks.heap_size() + self.long_heap_size;
-        self.index.heap_size() + self.expiries.heap_size() + self.pin_size() + long
+        let names = self.directory.as_ref().map_or(0, Directory::heap_size);
+        self.index.heap_size() + names + self.expiries.heap_size() + self.pin_size() + long
     }
 
     /// Bytes of memory of what is on its way to the device.
@@ -425,51 +432,6 @@ impl Shard {
         }
     }
 
-    /// Forgets an expired key. Nothing is logged: its record says itself when it ends.
-    fn reap(&mut self, identity: Identity) {
-        self.touch(identity);
-        if let Some(pending) = self.pending.get_mut(identity) {
-            if pending.value.is_some() && !pending.reaped {
-                pending.reaped = true;
-                self.live -= 1;
-                self.expiries.remove(identity);
-            }
-        } else if let Some(entry) = self.index.remove(identity) {
-            self.live -= 1;
-            self.count_gone(&entry);
-            self.expiries.remove(identity);
-            self.forget_long(identity, &entry);
-        }
-    }
-
-    /// An entry has gone from the index, and its value with it.
-    fn forget_long(&mut self, identity: Identity, entry: &Entry) {
-        if entry.is_long
-            && let Some(one) = self.long.remove(&identity)
-        {
-            self.long_heap_size -= one.heap_size();
-            if is_planted(Bug::BuriesChunksUnderReader) {
-                one.value.pieces().iter().for_each(|piece| self.chunks.dead().push(piece.id()));
-            }
-        }
-    }
-
-    /// Reaps up to `count` keys that have expired. True when more may be due.
-    pub(super) fn reap_expired(&mut self, now_ms: u64, count: usize) -> bool {
-        for _ in 0..count {
-            match self.expiries.first() {
-                Some((at, identity)) if is_expired(at, now_ms) => self.reap(identity),
-                _ => return false,
-            }
-        }
-        true
-    }
-
-    /// The last millisecond in which the next key to expire still lives.
-    pub(super) fn next_expiry_ms(&self) -> Option<u64> {
-        self.expiries.first().map(|(at, _)| at)
-    }
-
     /// Makes an appended effect the key's newest state.
     pub(super) fn install(
         &mut self,
@@ -534,9 +496,15 @@ impl Shard {
                 let is_long = matches!(value, Stored::Long(_));
                 let entry = pending.at.entry(pending.expires_at_ms != 0, pending.is_part, is_long);
                 self.count_live(&entry);
+                if !(pending.is_part && is_planted(Bug::DirectoryForgetsKey)) {
+                    self.name(key);
+                }
                 self.index.insert(identity, entry)
             }
-            _ => self.index.remove(identity),
+            _ => {
+                self.unname(key);
+                self.index.remove(identity)
+            }
         };
         if let Some(before) = before {
             self.count_gone(&before);
@@ -643,6 +611,7 @@ impl Shard {
         }
         self.lose_pin("a FLUSHALL came in between");
         self.index.clear();
+        self.directory.iter_mut().for_each(Directory::clear);
         self.extents.on_clear();
         self.pending.clear();
         self.expiries = Expiries::default();
@@ -665,6 +634,7 @@ impl Shard {
             }
             // What it replaces is no more known to be there than it is itself.
             let identity = pending.hash.identity();
+            self.unname(&key);
             if let Some(entry) = self.index.remove(identity) {
                 self.count_gone(&entry);
                 self.forget_long(identity, &entry);

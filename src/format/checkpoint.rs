@@ -18,7 +18,8 @@
 //! Items, each a tag byte and its fields: a shard's position begins its section, then come the extents, retired frames, commit
 //! records, undecided parts, index entries and chunks of that shard, in any order; one end item closes the checkpoint. An index
 //! entry is what the index holds in memory, which knows no keys: bits of the hash and a place. That of a long value has key and
-//! manifest, which are in memory too.
+//! manifest, which are in memory too. On a device whose index is `ordered`, lists of names have the keys, as
+//! [`super::front_coded`] says.
 //!
 //! A checkpoint of another version is left alone, as a torn one is. Version 0 had keys and sequences.
 //!
@@ -299,6 +300,8 @@ pub enum Item<'a> {
     End(u64),
     /// A chunk of a long value.
     Chunk(StoredChunk),
+    /// Some of the shard's keys, front-coded. Those of a section are in order, and some may have gone.
+    Names(&'a [u8]),
 }
 
 const KEY_EXPIRES: u8 = 1;
@@ -428,6 +431,11 @@ impl Item<'_> {
                     out.extend_from_slice(&number.to_le_bytes());
                 }
             }
+            Item::Names(names) => {
+                out.push(9);
+                out.extend_from_slice(&(names.len() as u32).to_le_bytes());
+                out.extend_from_slice(names);
+            }
         }
     }
 }
@@ -478,6 +486,10 @@ pub fn decode_items<'a>(
                 size: reader.u32()?,
                 value_size: reader.u32()?,
             }),
+            9 => {
+                let size = reader.u32()? as usize;
+                Item::Names(reader.take(size)?)
+            }
             tag => return Err(FormatError::Field { what: ITEM, field: "tag", got: u64::from(tag) }),
         };
         take(item)?;
@@ -555,6 +567,8 @@ mod tests {
                 value_size: 60,
                 sequence: 1 << 34,
             }),
+            Item::Names(b"\0\x01a\x01\x01b"),
+            Item::Names(b""),
             Item::End(4),
         ]
     }

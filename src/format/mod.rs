@@ -24,6 +24,7 @@ pub mod checkpoint;
 pub mod extent;
 pub mod frame;
 pub mod frame_ranges;
+pub mod front_coded;
 pub mod gpt;
 pub mod layout;
 pub mod manifest;
@@ -83,6 +84,14 @@ pub enum FormatError {
     UnknownFeature {
         /// The unknown bits.
         bits: u64,
+    },
+    /// An index that this version does not know.
+    #[error(
+        "the device was formatted with an index that this version of basalt does not have (kind {got}); use the version that formatted it"
+    )]
+    UnknownIndex {
+        /// The number of its kind.
+        got: u8,
     },
     /// A format version that this version does not know.
     #[error("the device has format version {got}, this version of basalt reads {expected}")]

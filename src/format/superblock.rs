@@ -5,7 +5,7 @@
 //!    8  4  checksum of bytes 12..4096  76  8  features that may be ignored
 //!   12  4  format version              84  8  generation: one more at every update
 //!   16  1  copy index (0..4)           92  4  checksum of the previous generation's copy 0
-//!   17  1  index kind (0 hash)         96  8  boot: starts of the node on this device
+//!   17  1  index: 0 hash, 1 ordered    96  8  boot: starts of the node on this device
 //!   18  2  shard count                104  8  created, milliseconds since the Unix epoch
 //!   20  4  block size                 112 16  secret of the keyed hash and the checksums
 //!   24  8  extent size                128 32  label, UTF-8, zero padded
@@ -46,6 +46,44 @@ pub const FEATURES_KNOWN: u64 = FEATURE_LONG_VALUES;
 const WHAT: &str = "superblock";
 const LABEL_SIZE: usize = 32;
 
+/// How a shard knows its keys.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum IndexKind {
+    /// By bits of their hashes.
+    #[default]
+    Hash,
+    /// By those, and by their names in order.
+    Ordered,
+}
+
+impl IndexKind {
+    /// As people write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            IndexKind::Hash => "hash",
+            IndexKind::Ordered => "ordered",
+        }
+    }
+}
+
+impl std::fmt::Display for IndexKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl std::str::FromStr for IndexKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<IndexKind, String> {
+        let kinds = [IndexKind::Hash, IndexKind::Ordered];
+        let found = kinds.into_iter().find(|kind| kind.name() == text);
+        found.ok_or_else(|| {
+            format!("'{text}' is no index: hash (the default), or ordered, which KV.RANGE needs")
+        })
+    }
+}
+
 /// What a device is formatted as.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Superblock {
@@ -59,6 +97,8 @@ pub struct Superblock {
     pub block_size: u32,
     /// Shards that the keys are spread over.
     pub shard_count: u16,
+    /// How they know their keys. Versions that know of `hash` alone refuse any other device.
+    pub index: IndexKind,
     /// What a reader must know of.
     pub features: u64,
     /// One more at every update.
@@ -81,7 +121,10 @@ impl Superblock {
         out.extend_from_slice(&[0; 4]);
         out.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
         out.push(copy as u8);
-        out.push(0);
+        out.push(match self.index {
+            IndexKind::Hash => 0,
+            IndexKind::Ordered => 1,
+        });
         out.extend_from_slice(&self.shard_count.to_le_bytes());
         out.extend_from_slice(&self.block_size.to_le_bytes());
         out.extend_from_slice(&self.layout.extent_size.to_le_bytes());
@@ -131,10 +174,11 @@ impl Superblock {
         if copy >= SUPERBLOCK_COPIES {
             return Err(field("copy index", copy as u64));
         }
-        let index_kind = reader.u8()?;
-        if index_kind != 0 {
-            return Err(field("index kind", u64::from(index_kind)));
-        }
+        let index = match reader.u8()? {
+            0 => IndexKind::Hash,
+            1 => IndexKind::Ordered,
+            got => return Err(FormatError::UnknownIndex { got }),
+        };
         let shard_count = reader.u16()?;
         if shard_count == 0 || shard_count > SHARD_COUNT_MAX {
             return Err(field("shard count", u64::from(shard_count)));
@@ -185,6 +229,7 @@ impl Superblock {
             layout,
             block_size,
             shard_count,
+            index,
             features,
             generation,
             parent,
@@ -280,9 +325,11 @@ pub fn choose(copies: &[Vec<u8>; SUPERBLOCK_COPIES]) -> Result<Quorum, NoQuorum>
         return Ok(Quorum { superblock: best.clone(), bad: bad.collect() });
     }
     let foreign = decoded.iter().find_map(|one| match one {
-        Err(error @ (FormatError::Version { .. } | FormatError::UnknownFeature { .. })) => {
-            Some(error.clone())
-        }
+        Err(
+            error @ (FormatError::Version { .. }
+            | FormatError::UnknownFeature { .. }
+            | FormatError::UnknownIndex { .. }),
+        ) => Some(error.clone()),
         _ => None,
     });
     if let Some(error) = foreign {
@@ -320,6 +367,7 @@ mod tests {
             layout: layout::choose(1 << 30, 16).unwrap(),
             block_size: 4096,
             shard_count: 16,
+            index: IndexKind::Hash,
             features: FEATURES_KNOWN,
             generation: 3,
             parent: 0x1234,
@@ -336,10 +384,15 @@ mod tests {
     #[test]
     fn round_trip() {
         for copy in 0..4 {
-            let bytes = sample().encode(copy);
-            assert_eq!(bytes.len(), SUPERBLOCK_SIZE);
-            assert_eq!(Superblock::decode(&bytes), Ok((copy, sample())));
+            for index in [IndexKind::Hash, IndexKind::Ordered] {
+                let sample = Superblock { index, ..sample() };
+                let bytes = sample.encode(copy);
+                assert_eq!(bytes.len(), SUPERBLOCK_SIZE);
+                assert_eq!(Superblock::decode(&bytes), Ok((copy, sample)));
+                assert_eq!(index.name().parse(), Ok(index));
+            }
         }
+        assert!("sorted".parse::<IndexKind>().unwrap_err().contains("ordered"));
     }
 
     #[test]
@@ -360,7 +413,7 @@ mod tests {
     #[test]
     fn fields_are_checked_even_under_a_right_checksum() {
         for (at, value) in
-            [(12, 2u8), (16, 4), (17, 1), (18, 0), (20, 1), (60, 1), (68, 3), (75, 1), (2000, 1)]
+            [(12, 2u8), (16, 4), (17, 2), (18, 0), (20, 1), (60, 1), (68, 3), (75, 1), (2000, 1)]
         {
             let mut bytes = sample().encode(0);
             bytes[at] = value;

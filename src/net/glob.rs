@@ -27,6 +27,24 @@ pub fn matches(pattern: &[u8], text: &[u8]) -> bool {
     pattern[p..].iter().all(|byte| *byte == b'*')
 }
 
+/// The bytes that every text which matches begins with.
+pub fn literal_prefix(pattern: &[u8]) -> Vec<u8> {
+    let (mut prefix, mut at) = (Vec::new(), 0);
+    loop {
+        match &pattern[at..] {
+            [] | [b'*' | b'?' | b'[', ..] => return prefix,
+            [b'\\', escaped, ..] => {
+                prefix.push(*escaped);
+                at += 2;
+            }
+            [literal, ..] => {
+                prefix.push(*literal);
+                at += 1;
+            }
+        }
+    }
+}
+
 /// Matches one byte with the element at the front of the pattern; gives the element's length when it does.
 fn match_one(pattern: &[u8], byte: u8) -> Option<usize> {
     match pattern {
@@ -107,6 +125,25 @@ mod tests {
             ("x*", "x", true),
         ] {
             assert_eq!(matches(pattern.as_bytes(), text.as_bytes()), expected, "{pattern:?} on {text:?}");
+            let prefix = literal_prefix(pattern.as_bytes());
+            assert!(!expected || text.as_bytes().starts_with(&prefix), "{pattern:?} on {text:?}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_begins_with_what_every_text_that_matches_begins_with() {
+        for (pattern, prefix) in [
+            ("", ""),
+            ("*", ""),
+            ("user:*", "user:"),
+            ("us?r:*", "us"),
+            ("us[e]r", "us"),
+            ("exact", "exact"),
+            ("a\\*b*", "a*b"),
+            ("\\[x\\]?", "[x]"),
+            ("\\n\\", "n\\"),
+        ] {
+            assert_eq!(literal_prefix(pattern.as_bytes()), prefix.as_bytes(), "{pattern:?}");
         }
     }
 

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use crate::engine::action::{Action, Command};
-use crate::engine::op::{Key, WatchedKey};
+use crate::engine::op::{Key, RangeQuery, WatchedKey};
 
 /// One request; its answer is a `Completed`.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,6 +54,8 @@ pub enum Request {
         /// See `net::glob`.
         pattern: Bytes,
     },
+    /// Keys between two bounds, in order, and their values: an array of a key, its value, the next key... or of keys alone.
+    Range(RangeQuery),
     /// Deletes every key. Answered with OK.
     FlushAll,
     /// Collects all garbage that is worth it. Answered with OK when that is done.
@@ -96,6 +98,7 @@ impl Request {
             | Self::DbSize
             | Self::Scan { .. }
             | Self::Keys { .. }
+            | Self::Range(_)
             | Self::FlushAll
             | Self::Compact
             | Self::Save { .. }

@@ -58,6 +58,7 @@ fn section_fields(shared: &Shared, section: &str) -> Vec<(&'static str, String)>
                 ("uptime_in_seconds", shared.uptime_s().to_string()),
                 ("reactors", shared.reactor_count().to_string()),
                 ("shards", shared.superblock.shard_count.to_string()),
+                ("index", shared.superblock.index.to_string()),
             ]
         }
         "clients" => vec![

@@ -1,6 +1,7 @@
 //! One reactor of a node: its shards, its sockets, its mailboxes, in one loop.
 
 mod dumps;
+mod walks;
 
 use std::collections::VecDeque;
 use std::io;
@@ -14,7 +15,7 @@ use slab::Slab;
 
 use super::memory::{MemoryView, Pressure};
 use super::shared::{Control, Shared};
-use super::tasks::{GatherReply, Origin, Step, Task, Walk, batch_step};
+use super::tasks::{GatherReply, Origin, Step, Task, batch_step};
 use super::{ShardAnswer, ShardRequest, info};
 use crate::device::Device;
 use crate::engine::Engine;
@@ -486,6 +487,7 @@ impl<D: Device> Core<D> {
             Step::Waiting => {}
             Step::Locked(origin) => self.locked.extend(origin),
             Step::Send(shard, op) => self.send_step(shard, tag(0, shard.0, id), op),
+            Step::SendParts(sends) => self.send_parts(id, sends),
             Step::Ended => {
                 self.tasks.try_remove(id);
             }
@@ -559,18 +561,6 @@ impl<D: Device> Core<D> {
         self.take_step(task, step);
         Started::Later
     }
-
-    fn start_walk(&mut self, walk: Walk) -> Started {
-        if walk.shard >= self.shared.superblock.shard_count {
-            // Not a cursor that this node gave: the walk is over, as Redis has it for any number.
-            let empty = vec![Response::Bulk("0".into()), Response::Array(Vec::new())];
-            return Started::Now(Completed::Reply(Response::Array(empty)));
-        }
-        let (shard, op) = walk.op();
-        let id = self.tasks.insert(Task::Walk(Box::new(walk)));
-        self.send_step(shard, tag(0, shard.0, id), op);
-        Started::Later
-    }
 }
 
 impl<D: Device> Backend for Core<D> {
@@ -635,10 +625,10 @@ impl<D: Device> Backend for Core<D> {
                 Started::Now(Completed::Reply(Response::Simple("Background saving started".into())))
             }
             Request::Scan { cursor, count, pattern, type_filter } => {
-                let none = type_filter.is_some_and(|kind| !kind.eq_ignore_ascii_case(b"string"));
-                self.start_walk(Walk::scan(origin, cursor, count, pattern, none))
+                self.start_scan(origin, cursor, count, pattern, type_filter)
             }
-            Request::Keys { pattern } => self.start_walk(Walk::keys(origin, pattern)),
+            Request::Keys { pattern } => self.start_keys(origin, pattern),
+            Request::Range(query) => self.start_range(origin, query),
             Request::Dump(step) => self.dump_step(origin, step),
             Request::Shutdown { save } => {
                 if self.shared.ask_to_stop(save) {

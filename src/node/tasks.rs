@@ -5,11 +5,15 @@ use bytes::Bytes;
 use super::dump::DumpTask;
 use crate::engine::batch::{Batch, BatchReply, Progress};
 use crate::engine::clear::ClearAll;
-use crate::engine::op::{Answer, Key, OpError, Reply, ShardId, ShardOp, WatchedKey};
+use crate::engine::op::{Answer, Key, KeyRange, OpError, Order, Reply, ShardId, ShardOp, WatchedKey};
+use crate::engine::range::{Found, RangeRead, Sent};
 use crate::limits::{KEYS_SIZE_MAX, SCAN_STEP_MAX};
 use crate::net::glob;
 use crate::net::resp::Response;
 use crate::net::{Completed, ConnectionId, SlotId};
+
+/// Bytes of names in one step of KEYS.
+const LIST_STEP_SIZE: usize = 256 << 10;
 
 /// What a key found costs beside its bytes.
 const FOUND_OVERHEAD: usize = 96;
@@ -33,6 +37,8 @@ pub(super) enum Task {
     Dump(Box<DumpTask>),
     /// SCAN and KEYS: shard after shard.
     Walk(Box<Walk>),
+    /// KV.RANGE: all shards beside each other.
+    Range { origin: Origin, read: Box<RangeRead> },
 }
 
 /// What the answers of all shards come to.
@@ -61,6 +67,10 @@ pub(super) struct Walk {
     found_size: usize,
     /// The step that is under way: its cursor within the shard, and keys that it visits.
     step: (u64, usize),
+    /// What every matching key begins with, where the index knows keys by name.
+    prefix: Option<Key>,
+    /// What is still to be listed of the shard, where keys are listed by name.
+    rest: Option<KeyRange>,
 }
 
 impl Walk {
@@ -70,7 +80,9 @@ impl Walk {
         count: usize,
         pattern: Option<Bytes>,
         none: bool,
+        is_ordered: bool,
     ) -> Walk {
+        let prefix = pattern.as_ref().filter(|_| is_ordered).map(|pattern| glob::literal_prefix(pattern));
         // The low byte of a cursor is the shard; the rest is the shard's own cursor, whose low byte is zero.
         Walk {
             origin,
@@ -83,10 +95,13 @@ impl Walk {
             found: Vec::new(),
             found_size: 0,
             step: (cursor & !0xff, count.min(SCAN_STEP_MAX)),
+            prefix: prefix.filter(|prefix| !prefix.is_empty()).map(Key::from),
+            rest: None,
         }
     }
 
-    pub(super) fn keys(origin: Origin, pattern: Bytes) -> Walk {
+    pub(super) fn keys(origin: Origin, pattern: Bytes, is_ordered: bool) -> Walk {
+        let prefix = is_ordered.then(|| Key::from(glob::literal_prefix(&pattern)));
         Walk {
             origin,
             shard: 0,
@@ -98,13 +113,35 @@ impl Walk {
             found: Vec::new(),
             found_size: 0,
             step: (0, SCAN_STEP_MAX),
+            rest: prefix.clone().map(KeyRange::of_prefix),
+            prefix,
         }
     }
 
     /// The step that is to be made.
     pub(super) fn op(&self) -> (ShardId, ShardOp) {
-        let (cursor, count) = self.step;
-        (ShardId(self.shard), ShardOp::Scan { cursor, count })
+        let ((cursor, count), order) = (self.step, Order::Ascending);
+        let op = match self.rest.clone() {
+            Some(range) => ShardOp::List { range, order, count, size_max: LIST_STEP_SIZE },
+            None => ShardOp::Scan { cursor, count, prefix: self.prefix.clone() },
+        };
+        (ShardId(self.shard), op)
+    }
+
+    /// Takes names that a shard has listed, as `on_scanned` does.
+    pub(super) fn on_listed(
+        &mut self,
+        keys: Vec<Key>,
+        next: Option<Key>,
+        shard_count: u16,
+    ) -> Result<(ShardId, ShardOp), Response> {
+        // Any other cursor than that of the end goes on in this shard.
+        let cursor = u64::from(next.is_some());
+        self.rest = match next {
+            Some(next) => self.rest.take().map(|rest| rest.after(next, Order::Ascending)),
+            None => self.prefix.clone().map(KeyRange::of_prefix),
+        };
+        self.on_scanned(cursor, keys, None, shard_count)
     }
 
     /// Takes a shard's keys and returns the operation that goes on, or the reply.
@@ -195,6 +232,12 @@ pub(super) fn batch_response(reply: BatchReply, exec: bool) -> Response {
     }
 }
 
+/// Keys, or keys and values in turn.
+fn range_response(found: Found) -> Response {
+    let flat = found.into_iter().flat_map(|(key, value)| [Some(key), value]);
+    Response::Array(flat.flatten().map(Response::Bulk).collect())
+}
+
 /// What became of a task with an answer.
 pub(super) enum Step {
     /// It waits for more.
@@ -205,6 +248,8 @@ pub(super) enum Step {
     Complete { origin: Origin, completed: Completed, done: bool, unwatch: Vec<Key> },
     /// It goes on with another operation.
     Send(ShardId, ShardOp),
+    /// It goes on with some, each with a part of its own.
+    SendParts(Vec<Sent>),
     /// It has ended without a reply to give.
     Ended,
 }
@@ -276,9 +321,21 @@ impl Task {
                         Err(response) => complete(walk.origin, response),
                     }
                 }
+                Answer::Listed { keys, next } => match walk.on_listed(keys, next, shard_count) {
+                    Ok((shard, op)) => Step::Send(shard, op),
+                    Err(response) => complete(walk.origin, response),
+                },
                 Answer::Failed(error) => complete(walk.origin, Response::from(Reply::Error(error))),
                 _ => Step::Ended,
             },
+            Task::Range { origin, read } => {
+                let mut sends = Vec::new();
+                match read.on_answer(tag, answer, &mut |one| sends.push(one)) {
+                    None => Step::SendParts(sends),
+                    Some(Ok(found)) => complete(*origin, range_response(found)),
+                    Some(Err(error)) => complete(*origin, Response::from(Reply::Error(error))),
+                }
+            }
         }
     }
 }

@@ -20,12 +20,13 @@ use crate::engine::dump::{Dump, DumpEvent};
 use crate::engine::durability::Durability;
 use crate::engine::memory::MemoryBudget;
 use crate::engine::op::{
-    Answer, BatchId, Clock, Key, OpError, PinnedKey, Reply, ShardId, ShardOp, Value, WatchedKey,
+    Answer, BatchId, Clock, Key, OpError, PinnedKey, RangeQuery, Reply, ShardId, ShardOp, Value, WatchedKey,
 };
+use crate::engine::range::{Found, RangeRead};
 use crate::engine::recovery::{self, Damage};
 use crate::engine::{Engine, EngineStats, value_size_max};
 use crate::format::slot::shard_of;
-use crate::format::superblock::Superblock;
+use crate::format::superblock::{IndexKind, Superblock};
 
 /// What a client asks of the node.
 #[derive(Debug, Clone)]
@@ -40,6 +41,10 @@ pub enum Request {
     Count,
     /// All keys, by scanning every shard.
     Keys,
+    /// The keys that begin so, by scanning every shard.
+    KeysOf(Key),
+    /// Keys in order, and their values.
+    Range(RangeQuery),
     /// Drops every key.
     Clear,
     /// Makes everything durable.
@@ -61,6 +66,8 @@ pub enum Outcome {
     Count(u64),
     /// Of a scan.
     Keys(Vec<Key>),
+    /// Of a range.
+    Range(Found),
     /// Of a dump: keys and values.
     Dump(Vec<(Key, Value)>),
     /// Of the others: done, or why not.
@@ -96,7 +103,9 @@ enum TaskKind {
     Keys {
         shard: u16,
         found: Vec<Key>,
+        prefix: Option<Key>,
     },
+    Range(RangeRead),
 }
 
 struct Message {
@@ -131,10 +140,15 @@ pub fn secret_of(seed: u64) -> [u8; 16] {
     [seed as u8 ^ 0x5a; 16]
 }
 
-/// Formats a disk.
+/// Formats a disk, with the index `hash`.
 pub fn format(disk: &SimDisk, shard_count: u16, seed: u64) {
+    format_as(disk, shard_count, seed, IndexKind::Hash);
+}
+
+/// Formats a disk.
+pub fn format_as(disk: &SimDisk, shard_count: u16, seed: u64, index: IndexKind) {
     let (uuid, secret) = ([seed as u8; 16], secret_of(seed));
-    let options = FormatOptions { shard_count, uuid, secret, label: String::new() };
+    let options = FormatOptions { shard_count, uuid, secret, label: String::new(), index };
     device_format::format(&mut disk.open_queue(), &options, Clock::default())
         .expect("formatting a simulated disk without faults succeeds");
 }
@@ -233,6 +247,11 @@ impl SimNode {
     /// Shards of the node.
     pub fn shard_count(&self) -> u16 {
         self.superblock.shard_count
+    }
+
+    /// How shards know their keys.
+    pub fn index(&self) -> IndexKind {
+        self.superblock.index
     }
 
     /// The longest value.
@@ -372,11 +391,23 @@ impl SimNode {
                     self.post(shard, 0, task, op);
                 }
             }
-            Request::Keys => {
-                let task = self.add(id, 1, TaskKind::Keys { shard: 0, found: Vec::new() });
-                self.post(ShardId(0), 0, task, ShardOp::Scan { cursor: 0, count: SCAN_STEP });
+            Request::Keys => self.scan(id, None),
+            Request::KeysOf(prefix) => self.scan(id, Some(prefix)),
+            Request::Range(query) => {
+                let mut sends = Vec::new();
+                let read = RangeRead::start(query, shards, &mut |one| sends.push(one));
+                let task = self.add(id, 0, TaskKind::Range(read));
+                for (part, shard, op) in sends {
+                    self.post(shard, part, task, op);
+                }
             }
         }
+    }
+
+    fn scan(&mut self, id: u64, prefix: Option<Key>) {
+        let kind = TaskKind::Keys { shard: 0, found: Vec::new(), prefix: prefix.clone() };
+        let task = self.add(id, 1, kind);
+        self.post(ShardId(0), 0, task, ShardOp::Scan { cursor: 0, count: SCAN_STEP, prefix });
     }
 
     fn after_batch(&mut self, task: usize, sends: Vec<(ShardId, ShardOp)>, progress: Progress) {
@@ -493,6 +524,19 @@ impl SimNode {
                     self.finish(task_id, outcome);
                 }
             }
+            (TaskKind::Range(read), answer) => {
+                let mut sends = Vec::new();
+                let found = read.on_answer(part, answer, &mut |one| sends.push(one));
+                for (part, shard, op) in sends {
+                    self.post(shard, part, task_id, op);
+                }
+                if let Some(found) = found {
+                    self.finish(
+                        task_id,
+                        found.map_or_else(|error| Outcome::Done(Err(error)), Outcome::Range),
+                    );
+                }
+            }
             (TaskKind::Single, Answer::Reply(reply)) => self.finish(task_id, Outcome::Reply(reply)),
             (TaskKind::Watch, Answer::Watching { version }) => {
                 self.finish(task_id, Outcome::Watching(version))
@@ -518,7 +562,7 @@ impl SimNode {
             (TaskKind::Keys { .. }, Answer::Scanned { unreadable: Some(error), .. }) => {
                 self.finish(task_id, Outcome::Done(Err(error)));
             }
-            (TaskKind::Keys { shard, found }, Answer::Scanned { cursor, keys, unreadable: None }) => {
+            (TaskKind::Keys { shard, found, prefix }, Answer::Scanned { cursor, keys, unreadable: None }) => {
                 found.extend(keys);
                 if cursor == 0 {
                     *shard += 1;
@@ -529,7 +573,8 @@ impl SimNode {
                     self.finish(task_id, Outcome::Keys(found));
                 } else {
                     task.left = 1;
-                    self.post(next, 0, task_id, ShardOp::Scan { cursor, count: SCAN_STEP });
+                    let op = ShardOp::Scan { cursor, count: SCAN_STEP, prefix: prefix.clone() };
+                    self.post(next, 0, task_id, op);
                 }
             }
             (_, Answer::Failed(error)) => self.finish(task_id, Outcome::Done(Err(error))),

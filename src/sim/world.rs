@@ -7,6 +7,7 @@
 mod answers;
 mod choose;
 mod config;
+mod listing;
 mod settle;
 mod shared;
 
@@ -17,7 +18,7 @@ use bytes::Bytes;
 pub use config::WorldConfig;
 use shared::{Journal, crowd_of};
 
-use super::node::{BootFailure, Outcome, Request, SimNode, format};
+use super::node::{BootFailure, Outcome, Request, SimNode, format_as};
 use super::probe::Probes;
 use super::promise::{Promise, broken};
 use crate::device::sim::random::Random;
@@ -25,7 +26,7 @@ use crate::device::sim::{CrashChoice, Fault, FaultKind, FaultOp, Keep, SimConfig
 use crate::engine::action::{Action, Expiry, Presence, SetReply, TtlReply};
 use crate::engine::check::check;
 use crate::engine::memory::MemoryBudget;
-use crate::engine::op::{Clock, Key, Reply};
+use crate::engine::op::{Clock, Key, RangeQuery, Reply};
 use crate::format::slot::ShardId;
 
 /// What a run came to.
@@ -52,6 +53,10 @@ enum Expect {
     Replies(Vec<Reply>),
     /// At least these keys, and no others of the client's.
     Keys,
+    /// The client's keys, and no others.
+    OwnKeys,
+    /// These keys of the client's, and their values.
+    Range(RangeQuery),
     /// What these keys of the client's are, and none of its others.
     Dump,
     /// Anything that the owner's model allows: a look at another client's key.
@@ -125,7 +130,7 @@ pub fn run(config: WorldConfig) -> Summary {
         ..SimConfig::default()
     };
     let disk = SimDisk::new(disk_config, config.seed);
-    format(&disk, config.shard_count, config.seed);
+    format_as(&disk, config.shard_count, config.seed, config.index);
     let mut world = World {
         random: Random::new(config.seed),
         disk,
@@ -394,9 +399,7 @@ impl World {
             94 if !self.clients.iter().any(Client::is_dumping) => {
                 Open { request: Request::Dump, expect: Expect::Dump, changes: Changes::new(), seen: false }
             }
-            92..=94 => {
-                Open { request: Request::Keys, expect: Expect::Keys, changes: Changes::new(), seen: false }
-            }
+            92..=94 => self.choose_listing(client),
             95 => Open { request: Request::Sync, expect: Expect::Done, changes: Changes::new(), seen: false },
             _ => single(Action::Strlen, Reply::Int(before.map_or(0, |(value, _)| value.len() as i64)), None),
         }
@@ -515,7 +518,7 @@ impl World {
         let is_counting = self.counter_settled > 0 || !self.counter_answered.is_empty();
         let counter = u64::from(is_counting) + u64::from(!self.journal.is_empty());
         match node.run(&self.disk, Request::Count) {
-            Some(Outcome::Count(count)) if count == expected + counter => {}
+            Some(Outcome::Count(count)) if count == expected + counter => self.check_names(node, count),
             other => self.broken(
                 Promise::Counts,
                 &format!("{} keys are there, the node counts {other:?}", expected + counter),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use basalt::engine::action::{is_expired, keys_of, run_commands};
-use basalt::engine::op::{Clock, Current, Key, KeyEffect, Reply, WatchedKey};
+use basalt::engine::op::{Clock, Current, Key, KeyEffect, OpError, Reply, WatchedKey};
 use basalt::net::{
     Backend, Completed, Connection, ConnectionId, Request, RequestLimits, Response, SlotId, Started,
 };
@@ -107,6 +107,7 @@ impl Fake {
                 let keys = self.keys.keys().filter(wanted).cloned().collect();
                 Response::Array(vec![Response::bulk("0"), bulks(keys)]).into()
             }
+            Request::Range(_) => Reply::Error(OpError::NotOrdered).into(),
             Request::FlushAll => {
                 let keys: Vec<Key> = self.keys.keys().cloned().collect();
                 keys.into_iter().for_each(|key| self.change(key, KeyEffect::Delete));

@@ -15,6 +15,7 @@ use basalt::engine::memory::MemoryBudget;
 use basalt::engine::op::{Answer, Clock, Key, Reply, ShardOp, Value};
 use basalt::engine::{Engine, EngineStats};
 use basalt::format::slot::shard_of;
+use basalt::format::superblock::IndexKind;
 
 use super::load::{Client, Load, Next, Outcome, Tally, Values, key_of};
 use crate::Failure;
@@ -68,8 +69,13 @@ impl Ours {
             let mut queue = namespace.open_queue()?;
             let uuid = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
             let uuid = uuid.to_le_bytes();
-            let options =
-                FormatOptions { shard_count: SHARD_COUNT, uuid, secret: uuid, label: "bench".to_owned() };
+            let options = FormatOptions {
+                shard_count: SHARD_COUNT,
+                uuid,
+                secret: uuid,
+                label: "bench".to_owned(),
+                index: IndexKind::Hash,
+            };
             format(&mut queue, &options, clock(started))?;
         }
         let opened = basalt::node::open(namespace, 2, &mut |_| {})?;

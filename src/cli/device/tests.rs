@@ -303,6 +303,7 @@ fn superblock() -> Superblock {
         layout: layout::choose(DISK_SIZE, 16).unwrap(),
         block_size: 4096,
         shard_count: 16,
+        index: Default::default(),
         features: 0,
         generation: 2,
         parent: 0,

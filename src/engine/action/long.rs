@@ -25,7 +25,8 @@ pub(in crate::engine) enum LongNeed {
 pub(in crate::engine) fn long_need(action: &Action, size: u64, size_max: u64) -> Result<LongNeed, OpError> {
     let length = || LongNeed::Reply(Reply::Int(i64::try_from(size).unwrap_or(i64::MAX)));
     Ok(match action {
-        Action::Get | Action::GetDelete | Action::GetExpire(_) => LongNeed::Whole,
+        Action::GetWithin(size_max) if size > *size_max => length(),
+        Action::Get | Action::GetWithin(_) | Action::GetDelete | Action::GetExpire(_) => LongNeed::Whole,
         Action::Set { reply: SetReply::Old, .. } => LongNeed::Whole,
         Action::GetRange { start, end } => LongNeed::Range(range_of(size, *start, *end)),
         Action::Append(tail) if tail.is_empty() => length(),

@@ -1,9 +1,10 @@
-//! What a shard does for a scan: walk the index, and read the keys.
+//! What a shard does for a scan: walk the index, and read the keys; and for a listing, which is from memory.
 //!
 //! Whatever becomes of the keys while they are read: those that were there throughout are in the answer.
 
 use super::*;
-use crate::engine::shard::Scanned;
+use crate::engine::op::{KeyRange, Order};
+use crate::engine::shard::{Listed, Scanned};
 
 /// A step of a scan, some of whose keys are being read.
 pub(in crate::engine) struct Scanning {
@@ -16,8 +17,19 @@ pub(in crate::engine) struct Scanning {
 }
 
 impl<D: Device> Engine<D> {
-    pub(super) fn scan(&mut self, at: usize, token: u64, cursor: u64, count: usize, clock: Clock) {
-        let Scanned { next, keys, stored } = self.shards[at].scan(cursor, count, clock.unix_ms);
+    pub(super) fn scan(
+        &mut self,
+        at: usize,
+        token: u64,
+        cursor: u64,
+        count: usize,
+        prefix: Option<Key>,
+        clock: Clock,
+    ) {
+        let shard = &self.shards[at];
+        let of_prefix = prefix.and_then(|prefix| shard.scan_prefix(cursor, count, &prefix, clock.unix_ms));
+        let Scanned { next, keys, stored } =
+            of_prefix.unwrap_or_else(|| shard.scan(cursor, count, clock.unix_ms));
         let depends_on = self.shards[at].depends_on_all();
         let scanning = Scanning { next, keys, depends_on, reads_left: stored.len(), error: None };
         if stored.is_empty() {
@@ -26,6 +38,26 @@ impl<D: Device> Engine<D> {
         let id = self.suspend(at, token, State::Scanning(Box::new(scanning)));
         for (identity, entry) in stored {
             self.start_read(at, Wanted::KeyOf(identity), &entry, ReadFor::Scan(id));
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the fields of the operation")]
+    pub(super) fn list(
+        &mut self,
+        at: usize,
+        token: u64,
+        range: &KeyRange,
+        order: Order,
+        count: usize,
+        size_max: usize,
+        clock: Clock,
+    ) {
+        match self.shards[at].list(range, order, count, size_max, clock.unix_ms) {
+            Some(Listed { keys, next }) => {
+                let depends_on = self.shards[at].depends_on_all();
+                self.answer_after(at, token, depends_on, Answer::Listed { keys, next });
+            }
+            None => self.answers.push((token, Answer::Failed(OpError::NotOrdered))),
         }
     }
 

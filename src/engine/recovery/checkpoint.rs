@@ -13,7 +13,7 @@ use super::resolve::{FoundLong, Part};
 use super::survey::Survey;
 use crate::device::{Device, IoError};
 use crate::engine::allocator::CheckpointChain;
-use crate::engine::index::{Entry, Expiries, HashIndex, Identity, Index, RecordRef};
+use crate::engine::index::{Entry, Expiries, HashIndex, Identity, Index, KeySetBuilder, RecordRef};
 use crate::engine::op::{BatchId, ShardId};
 use crate::format::FormatError;
 use crate::format::checkpoint::{
@@ -21,6 +21,7 @@ use crate::format::checkpoint::{
     decode_chunk, decode_items,
 };
 use crate::format::frame_ranges::FrameRanges;
+use crate::format::front_coded;
 use crate::format::manifest;
 use crate::format::record::RecordType;
 use crate::format::superblock::Superblock;
@@ -37,6 +38,8 @@ pub(super) struct Base {
     pub(super) commits: Vec<BatchId>,
     pub(super) parts: Vec<(BatchId, Part)>,
     pub(super) index: HashIndex,
+    /// The keys by name, where the device was formatted so.
+    pub(super) names: KeySetBuilder,
     pub(super) expiries: Expiries,
     pub(super) manifests: BTreeMap<Identity, FoundLong>,
     pub(super) chunks: BTreeMap<u64, RecordRef>,
@@ -51,6 +54,7 @@ impl Base {
             commits: Vec::new(),
             parts: Vec::new(),
             index: HashIndex::default(),
+            names: KeySetBuilder::default(),
             expiries: Expiries::default(),
             manifests: BTreeMap::new(),
             chunks: BTreeMap::new(),
@@ -355,6 +359,7 @@ fn take(item: Item<'_>, bases: &mut Vec<Base>, entries: &mut u64) -> Result<(), 
             let kind = if is_delete { RecordType::Delete } else { RecordType::Put };
             base.parts.push((BatchId { boot, number }, part_of(kind, &record, coordinator)?));
         }
+        Item::Names(names) => front_coded::decode(names, &mut |key| base.names.add(key))?,
         Item::Entry(key) => {
             *entries += 1;
             take_key(base, &key)?;

@@ -11,7 +11,7 @@ use super::survey::Survey;
 use super::{Damage, TornTail};
 use crate::engine::allocator::{Allocator, CheckpointChain};
 use crate::engine::extents::{Extent, Extents};
-use crate::engine::index::{Expiries, HashIndex, Identity, Index, RecordRef, hash_key};
+use crate::engine::index::{Directory, Expiries, HashIndex, Identity, Index, RecordRef, hash_key};
 use crate::engine::log::{OpenExtent, ShardLog};
 use crate::engine::op::{BatchId, ShardId};
 use crate::engine::shard::ShardState;
@@ -46,6 +46,8 @@ pub(in crate::engine) struct FoundLong {
 pub struct ScannedShard {
     pub(super) id: ShardId,
     pub(super) index: HashIndex,
+    /// The keys in order, where the device was formatted so.
+    pub(super) directory: Option<Directory>,
     pub(super) expiries: Expiries,
     /// Long values.
     pub(super) manifests: BTreeMap<Identity, FoundLong>,
@@ -145,6 +147,7 @@ impl ScannedShard {
             (RecordType::Clear, _) if is_planted(Bug::ForgetsClear) => {}
             (RecordType::Clear, _) => {
                 self.index.clear();
+                self.directory.iter_mut().for_each(Directory::clear);
                 self.expiries = Expiries::default();
                 self.manifests.clear();
                 self.chunks.clear();
@@ -175,6 +178,13 @@ impl ScannedShard {
             self.manifests.insert(identity, found);
         } else if !self.manifests.is_empty() {
             self.manifests.remove(&identity);
+        }
+        if let Some(directory) = &mut self.directory {
+            match kind {
+                RecordType::Put if is_planted(Bug::DirectoryIgnoresLog) => {}
+                RecordType::Put => directory.insert(key),
+                _ => directory.remove(key),
+            }
         }
         let (before, expires_at_ms) = if kind == RecordType::Put {
             (self.index.insert(identity, record.entry()), record.expires_at_ms)
@@ -254,6 +264,7 @@ impl ScannedShard {
         ShardState {
             id: self.id,
             index: self.index,
+            directory: self.directory,
             expiries: self.expiries,
             manifests: self.manifests,
             chunks: self.chunks,
@@ -281,6 +292,7 @@ impl ScannedShard {
             if !is_whole && entry.expires && self.damage.is_empty() {
                 probe::hit(Probe::ExpiredManifestDropped);
                 self.index.remove(identity);
+                self.directory.iter_mut().for_each(|directory| directory.remove(&found.key));
                 self.expiries.remove(identity);
                 continue;
             }

@@ -12,14 +12,14 @@ use super::resolve::{Doubt, ScannedShard};
 use super::{Damage, TornTail};
 use crate::device::{Device, IoError};
 use crate::engine::extents;
-use crate::engine::index::{Expiries, HashIndex, Index};
+use crate::engine::index::{Directory, Expiries, HashIndex, Index};
 use crate::engine::log::OpenExtent;
 use crate::engine::op::ShardId;
 use crate::format::Place;
 use crate::format::checkpoint::{ExtentSummary, ShardPosition};
 use crate::format::extent::ExtentHeader;
 use crate::format::frame_ranges::FrameRanges;
-use crate::format::superblock::Superblock;
+use crate::format::superblock::{IndexKind, Superblock};
 use crate::planted::{Bug, is_planted};
 use crate::probe::{self, Probe};
 
@@ -136,6 +136,11 @@ fn scan_from<D: Device>(
     if scanned.retired.1 != retired {
         return Ok(None);
     }
+    // Every key of the index has its name, or is a part whose batch is decided later.
+    let parts: usize = scanned.parts.values().map(Vec::len).sum();
+    if scanned.directory.as_ref().is_some_and(|names| names.len() + (parts as u64) < scanned.index.len()) {
+        return Ok(None);
+    }
     probe::hit(if is_alone { Probe::CheckpointAlone } else { Probe::CheckpointAndLog });
     Ok(Some(scanned))
 }
@@ -222,6 +227,7 @@ impl<'a> Scan<'a> {
         let out = ScannedShard {
             id,
             index: HashIndex::default(),
+            directory: (superblock.index == IndexKind::Ordered).then(Directory::default),
             expiries: Expiries::default(),
             manifests: BTreeMap::new(),
             chunks: BTreeMap::new(),
@@ -318,6 +324,8 @@ impl<'a> Scan<'a> {
             stays
         });
         base.chunks.retain(|_, chunk| is_before(chunk.extent, chunk.offset));
+        // Names of what was left out go with the sweep, or come again.
+        out.directory = out.directory.is_some().then(|| base.names.finish().into());
         (out.index, out.expiries) = (base.index, base.expiries);
         (out.manifests, out.chunks) = (base.manifests, base.chunks);
         for (batch, part) in base.parts.into_iter().filter(|(_, part)| known(part.record.extent)) {

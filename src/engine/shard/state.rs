@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use crate::device::{Device, IoError};
 use crate::engine::action::is_expired;
 use crate::engine::extents::Extents;
-use crate::engine::index::{Entry, Expiries, HashIndex, Identity, Index, RecordRef};
+use crate::engine::index::{Directory, Entry, Expiries, HashIndex, Identity, Index, RecordRef, hash_key};
 use crate::engine::log::ShardLog;
-use crate::engine::op::{BatchId, Key, ShardId};
+use crate::engine::op::{BatchId, Key, KeyRange, Order, ShardId};
 use crate::engine::recovery::{Doubt, FoundLong, read_tried};
 use crate::format::record::Record;
 use crate::format::superblock::Superblock;
@@ -16,6 +16,8 @@ use crate::format::superblock::Superblock;
 pub struct ShardState {
     pub(in crate::engine) id: ShardId,
     pub(in crate::engine) index: HashIndex,
+    /// The keys in order, where the device was formatted so.
+    pub(in crate::engine) directory: Option<Directory>,
     pub(in crate::engine) expiries: Expiries,
     /// Keys whose record is a manifest that can be read, and their values.
     pub(in crate::engine) manifests: BTreeMap<Identity, FoundLong>,
@@ -40,7 +42,8 @@ impl ShardState {
 
     /// Bytes of memory that the index takes.
     pub fn index_size(&self) -> u64 {
-        (self.index.heap_size() + self.expiries.heap_size()) as u64
+        let names = self.directory.as_ref().map_or(0, Directory::heap_size);
+        (self.index.heap_size() + names + self.expiries.heap_size()) as u64
     }
 
     /// Whether records were lost that may concern keys of this shard: those keys answer an error.
@@ -74,6 +77,13 @@ impl ShardState {
         // A frame whose write failed may be there and in the next extent again: it is the same record.
         let anywhere = |chunk: &RecordRef| RecordRef { extent: 0, offset: 0, ..*chunk };
         let mut found = None;
+        for one in [self, other] {
+            if let Some(identity) = one.unnamed(superblock, now_ms) {
+                return Ok(Some(format!(
+                    "{identity:x?} is in the index, and its key is not in the directory"
+                )));
+            }
+        }
         let mut elsewhere = Vec::new();
         for (one, another) in [(self, other), (other, self)] {
             one.each(&mut |identity, entry| {
@@ -115,6 +125,24 @@ impl ShardState {
             }
         }
         Ok(None)
+    }
+
+    /// A key of the index that the directory does not have, unless it has expired.
+    fn unnamed(&self, superblock: &Superblock, now_ms: u64) -> Option<Identity> {
+        let directory = self.directory.as_ref()?;
+        let mut named = Vec::new();
+        directory.visit(&KeyRange::all(), Order::Ascending, &mut |key| {
+            named.push(hash_key(&superblock.secret, key).identity());
+            true
+        });
+        named.sort_unstable();
+        let mut unnamed = None;
+        self.each(&mut |identity, _| {
+            if named.binary_search(&identity).is_err() && !is_expired(self.expiries.get(identity), now_ms) {
+                unnamed = Some(identity);
+            }
+        });
+        unnamed
     }
 
     /// The sequence and the key of a record.

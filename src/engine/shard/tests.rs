@@ -11,6 +11,7 @@ fn superblock() -> Arc<Superblock> {
         layout: layout::choose(1 << 30, 16).expect("large enough"),
         block_size: 4096,
         shard_count: 16,
+        index: Default::default(),
         features: 0,
         generation: 3,
         parent: 0,
@@ -37,6 +38,7 @@ fn a_key_newer_than_what_was_lost_is_absent_once_it_has_expired() {
     let state = ShardState {
         id: ShardId(0),
         index,
+        directory: None,
         expiries,
         manifests: BTreeMap::new(),
         chunks: BTreeMap::new(),

@@ -1,10 +1,13 @@
 //! Commands on keys whatever they hold, and on all keys together.
 
+use std::ops::Bound;
+
 use bytes::Bytes;
 
 use super::{Call, Fail, NOT_AN_INTEGER, Plan, SYNTAX};
 use crate::engine::action::{Action, Fold};
-use crate::limits::PATTERN_SIZE_MAX;
+use crate::engine::op::{KeyRange, Order, RangeQuery};
+use crate::limits::{PATTERN_SIZE_MAX, RANGE_COUNT_DEFAULT, RANGE_COUNT_MAX};
 use crate::net::request::{DumpStep, Request};
 
 /// Keys that one SCAN looks at when it does not say.
@@ -61,6 +64,46 @@ pub fn scan(call: &Call<'_>) -> Result<Plan, Fail> {
         }
     }
     Ok(Plan::Global(Request::Scan { cursor, count, pattern: filter, type_filter }))
+}
+
+/// A bound as those of ZRANGEBYLEX: whether it is the lower one of the range makes `-` and `+` mean something or nothing.
+fn bound(argument: &Bytes, is_lower: bool) -> Result<Option<Bound<Bytes>>, Fail> {
+    match &argument[..] {
+        b"-" => Ok(is_lower.then_some(Bound::Unbounded)),
+        b"+" => Ok((!is_lower).then_some(Bound::Unbounded)),
+        [b'[', ..] => Ok(Some(Bound::Included(argument.slice(1..)))),
+        [b'(', ..] => Ok(Some(Bound::Excluded(argument.slice(1..)))),
+        _ => {
+            Err("ERR min or max not valid string range item: it begins with '[' or '(', or is '-' or '+'"
+                .into())
+        }
+    }
+}
+
+pub fn range(call: &Call<'_>) -> Result<Plan, Fail> {
+    let (mut limit, mut order, mut with_values) = (RANGE_COUNT_DEFAULT, Order::Ascending, true);
+    let mut at = 3;
+    while at < call.args.len() {
+        if call.is(at, "REV") {
+            order = Order::Descending;
+        } else if call.is(at, "KEYS") {
+            with_values = false;
+        } else if call.is(at, "LIMIT") && at + 1 < call.args.len() {
+            at += 1;
+            let number =
+                usize::try_from(call.integer(at)?).ok().filter(|one| (1..=RANGE_COUNT_MAX).contains(one));
+            limit = number.ok_or_else(|| format!("ERR LIMIT is out of range: 1 to {RANGE_COUNT_MAX}"))?;
+        } else {
+            return Err(SYNTAX);
+        }
+        at += 1;
+    }
+    let (lower, upper) = if order == Order::Ascending { (1, 2) } else { (2, 1) };
+    let bounds = bound(&call.args[lower], true)?.zip(bound(&call.args[upper], false)?);
+    // Nothing is above the greatest key or below the least one.
+    let (from, to) = bounds.unwrap_or((Bound::Included(Bytes::new()), Bound::Excluded(Bytes::new())));
+    let range = KeyRange { from, to };
+    Ok(Plan::Global(Request::Range(RangeQuery { range, order, limit, with_values })))
 }
 
 pub fn flush(call: &Call<'_>) -> Result<Plan, Fail> {

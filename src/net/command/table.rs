@@ -325,6 +325,16 @@ pub static COMMANDS: &[CommandSpec] = &[
         plan: keyspace::keys,
     },
     CommandSpec {
+        name: "kv.range",
+        arity: -3,
+        flags: &["readonly"],
+        keys: (0, 0, 0),
+        group: "generic",
+        since: "7.0.15",
+        summary: "Get the keys between two bounds and their values, in the order of the keys, from a device with the index 'ordered'",
+        plan: keyspace::range,
+    },
+    CommandSpec {
         name: "lastsave",
         arity: 1,
         flags: &["loading", "stale", "fast"],

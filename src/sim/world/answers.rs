@@ -93,6 +93,8 @@ impl World {
                 }
             }
             (Expect::Keys, Outcome::Keys(keys)) => self.on_keys(at, &keys),
+            (Expect::OwnKeys, Outcome::Keys(keys)) => self.on_own_keys(at, &keys),
+            (Expect::Range(query), Outcome::Range(found)) => self.on_range(at, query, &found),
             (Expect::Journal(entry), Outcome::Reply(Reply::Int(size))) => {
                 self.on_journal(entry.clone(), size)
             }

@@ -3,6 +3,7 @@
 use crate::device::sim::Tear;
 use crate::device::sim::random::Random;
 use crate::engine::durability::Durability;
+use crate::format::superblock::IndexKind;
 use crate::limits::CHUNK_SIZE_MAX;
 
 /// What a run is like.
@@ -14,6 +15,8 @@ pub struct WorldConfig {
     pub requests: usize,
     /// Shards of the node.
     pub shard_count: u16,
+    /// How they know their keys.
+    pub index: IndexKind,
     /// Engines that share them.
     pub engine_count: usize,
     /// Bytes of the disk.
@@ -47,6 +50,8 @@ impl WorldConfig {
             seed,
             requests,
             shard_count,
+            // Not drawn, so that worlds are else as they would be without it.
+            index: if seed % 2 == 1 { IndexKind::Ordered } else { IndexKind::Hash },
             engine_count: if shard_count > 1 && random.chance(1, 2) { 2 } else { 1 },
             disk_size: [14u64, 24, 64][random.index(3)] << 20,
             tear: [Tear::Block, Tear::Sector512, Tear::Byte][random.index(3)],
