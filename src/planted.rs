@@ -95,6 +95,10 @@ bugs! {
     DirectoryForgetsKey,
     /// A start does not list in order what the log has brought.
     DirectoryIgnoresLog,
+    /// What garbage collection keeps stands behind what is logged while it is kept.
+    UnitFollowsLater,
+    /// What garbage collection keeps is written before what it rests on is durable.
+    UnitOvertakesLog,
 }
 
 #[cfg(feature = "planted-bugs")]

@@ -73,6 +73,16 @@ probes! {
     DirectorySwept "directory swept",
     /// A scan went through the few keys of a prefix.
     PrefixScanned "few keys of a prefix scanned",
+    /// A unit of survivors is durable, and its records are the ones that count.
+    UnitInstalled "unit of survivors installed",
+    /// A unit of survivors could not be written.
+    UnitFailed "unit of survivors given up",
+    /// Recovery put a unit behind the frame that it follows.
+    UnitRecovered "unit of survivors recovered",
+    /// Recovery found the last unit in part and left it out.
+    TornUnitCut "torn unit left out",
+    /// A unit was proven durable and is not there.
+    DurableUnitMissing "durable unit missing",
     /// A key is in doubt because records were lost.
     KeyInDoubt "key in doubt",
 }

@@ -107,6 +107,37 @@ fn relaxed_worlds_keep_a_prefix_of_every_shard() {
     assert!(count < 40 || probes.missing(&wanted).is_empty(), "never came to: {:?}", probes.missing(&wanted));
 }
 
+/// Small disks that are written many times over: garbage is collected all the time, and what is kept goes to extents of its own
+/// in three worlds of four.
+#[test]
+fn full_worlds_keep_every_promise() {
+    let count = count_from_env("BASALT_SEEDS", 200).div_ceil(10);
+    let mut probes = Probes::default();
+    for seed in 0..count {
+        probes.add(&run(WorldConfig::full_from_seed(seed, 2_000)).probes);
+    }
+    println!("{probes}");
+    let wanted = [
+        "unit of survivors installed",
+        "unit of survivors recovered",
+        "torn unit left out",
+        "extent collected",
+        "extent freed",
+    ];
+    assert!(count < 20 || probes.missing(&wanted).is_empty(), "never came to: {:?}", probes.missing(&wanted));
+}
+
+/// The same where writes fail all the time.
+#[test]
+fn failing_worlds_keep_every_promise() {
+    let count = count_from_env("BASALT_SEEDS", 200).div_ceil(10);
+    let mut probes = Probes::default();
+    for seed in 0..count {
+        probes.add(&run(WorldConfig::failing_from_seed(seed, 1_000)).probes);
+    }
+    println!("{probes}");
+}
+
 /// Every index is of several segments from the beginning, and all of it survives.
 #[test]
 fn crowded_worlds_keep_every_key() {
@@ -133,10 +164,14 @@ fn a_seed_run_twice_gives_the_same_trace() {
 #[ignore = "runs one seed that scripts/sim names"]
 fn replay() {
     let seed = count_from_env("BASALT_SEED", 0);
-    let of = if std::env::var("BASALT_RELAXED").is_ok() {
-        WorldConfig::relaxed_from_seed
-    } else {
-        WorldConfig::from_seed
+    let of = match std::env::var("BASALT_WORLD").as_deref() {
+        Err(_) | Ok("") => WorldConfig::from_seed,
+        Ok("relaxed") => WorldConfig::relaxed_from_seed,
+        Ok("full") => WorldConfig::full_from_seed,
+        Ok("failing") => WorldConfig::failing_from_seed,
+        Ok("long") => WorldConfig::long_from_seed,
+        Ok("crowded") => WorldConfig::crowded_from_seed,
+        Ok(other) => panic!("BASALT_WORLD={other} is none of relaxed, full, failing, long and crowded"),
     };
     let summary = run(of(seed, count_from_env("BASALT_REQUESTS", 1_000) as usize));
     println!(

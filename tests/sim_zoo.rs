@@ -71,8 +71,9 @@ fn hunter(bug: Bug) -> (Hunter, u64) {
         | Bug::MovesHeldKeys
         | Bug::RoundsLiveBytesDown
         | Bug::FreesExtentUnderReader
-        | Bug::ReadsIntoWrites
-        | Bug::ReusesWhileTrimming => (Hunter::FullWorlds, 20),
+        | Bug::ReusesWhileTrimming
+        | Bug::UnitFollowsLater => (Hunter::FullWorlds, 20),
+        Bug::UnitOvertakesLog | Bug::ReadsIntoWrites => (Hunter::FullWorlds, 60),
         Bug::FreesEarly | Bug::DropsCommitRecords => (Hunter::FullWorlds, 40),
         Bug::SkipsFlushAfterRelocation | Bug::IgnoresFailedWrite | Bug::RelocationLeavesKeys => {
             (Hunter::FailingWorlds, 10)

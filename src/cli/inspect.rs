@@ -230,7 +230,11 @@ fn print_extents(views: &[ExtentView]) {
             view.live_bytes,
             view.carried_bytes,
             view.dead_bytes,
-            if view.reserve { "  (from the reserve)" } else { "" }
+            match view.holds {
+                _ if view.reserve => "  (from the reserve)",
+                Some("survivors") => "  (survivors: units)",
+                _ => "",
+            }
         ));
     }
     let (live, dead) = (size::show(live), size::show(dead));
@@ -242,20 +246,25 @@ fn print_extent(view: &ExtentContents) {
         (Some(shard), Some(epoch)) => format!("shard {shard}, epoch {epoch}"),
         _ => "no header: never used, or nobody's".to_owned(),
     };
-    say(format!("extent {} at byte {}: {of}, {} frames", view.extent, view.offset_bytes, view.frames.len()));
+    let what = if view.holds == Some("survivors") { "unit" } else { "frame" };
+    let count = view.frames.len();
+    say(format!("extent {} at byte {}: {of}, {count} {what}s", view.extent, view.offset_bytes));
     for at in &view.unreadable_offsets_bytes {
         say(format!("unreadable: the block at byte {at}"));
     }
+    let part =
+        |words: &str, number: Option<u64>| number.map_or(String::new(), |one| format!("{words} {one}"));
     for frame in &view.frames {
         say(format!(
-            "frame {} at byte {}, {} bytes ({} used), boot {}, durable to {}, sequences from {}{}",
+            "{what} {} at byte {}, {} bytes ({} used), boot {}{}{}{}{}",
             frame.frame,
             frame.offset_bytes,
             frame.size_bytes,
             frame.payload_bytes,
             frame.boot,
-            frame.durable_frame,
-            frame.first_sequence,
+            part(", durable to", frame.durable_frame),
+            part(", sequences from", frame.first_sequence),
+            part(", behind frame", frame.follows_frame),
             if frame.clean_stop { ", clean stop" } else { "" }
         ));
         for record in &frame.records {

@@ -258,6 +258,11 @@ impl Allocator {
         self.ordinal.fetch_add(1, Ordering::AcqRel) + 1
     }
 
+    /// Extents that were opened since the one with this ordinal.
+    pub fn opened_since(&self, ordinal: u64) -> u64 {
+        self.ordinal.load(Ordering::Acquire).saturating_sub(ordinal)
+    }
+
     /// Free extents, those of the reserve included.
     pub fn free_count(&self) -> u32 {
         self.free.load(Ordering::Acquire).max(0) as u32

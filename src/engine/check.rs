@@ -63,7 +63,7 @@ pub fn check<D: Device>(device: &mut D, progress: &mut dyn FnMut(u64, u64)) -> R
     let mut done = 0;
     let mut shards = Vec::new();
     for shard in (0..superblock.shard_count).map(ShardId) {
-        let scanned = recovery::scan_shard(device, &superblock, shard, survey.chain(shard), &mut |bytes| {
+        let scanned = recovery::scan_shard(device, &superblock, shard, survey.chains(shard), &mut |bytes| {
             done += bytes;
             progress(done, total);
         })?;
@@ -116,7 +116,7 @@ pub fn check<D: Device>(device: &mut D, progress: &mut dyn FnMut(u64, u64)) -> R
         }
         // Where the log has damage, the checkpoint may well know more.
         if let Some(base) = checkpoints.take(id).filter(|_| is_sound) {
-            let chain = survey.chain(id);
+            let chain = survey.chains(id);
             let recovered = recovery::recover_shard(device, &started, id, chain, Some(base), &mut |_| {})?;
             let other = recovered.resolve(&committed, &superblock);
             // Keys with an expiry may be gone from one of the two.

@@ -28,8 +28,9 @@ use super::shard::Shard;
 use crate::device::{Device, IoError};
 use crate::format::checkpoint::{
     CHECKPOINT_VERSION, CHUNK_HEADER_SIZE, CheckpointHeader, ExtentSummary, IndexedKey, IndexedLong, Item,
-    PartRecord, ShardPosition, StoredChunk, encode_chunk,
+    PartRecord, ShardPosition, StoredChunk, UnitPosition, encode_chunk,
 };
+use crate::format::retirement::UnitMark;
 use crate::format::{Place, front_coded};
 use crate::planted::{Bug, is_planted};
 use crate::probe::{self, Probe};
@@ -157,6 +158,11 @@ impl Checkpointer {
         self.active.as_ref().map_or(0, |active| active.extents.len() as u32)
     }
 
+    /// Whether one is to begin with the next group.
+    pub(super) fn is_due(&self) -> bool {
+        self.wanted && self.active.is_none()
+    }
+
     /// Frames of a shard went elsewhere, or the space is wanted: the one that is being written is given up.
     pub(super) fn spoil(&mut self) {
         if let Some(active) = &mut self.active
@@ -251,7 +257,8 @@ impl<D: Device> Engine<D> {
 
     /// A group has just taken the open frames of every shard: a good moment for positions.
     pub(super) fn begin_checkpoint(&mut self) {
-        if !self.checkpointer.wanted || self.checkpointer.active.is_some() {
+        // What a unit under way follows may be before a position that is taken now.
+        if !self.checkpointer.is_due() || self.shards.iter().any(|shard| shard.survivors.is_busy()) {
             return;
         }
         self.checkpointer.wanted = false;
@@ -288,6 +295,7 @@ impl<D: Device> Engine<D> {
     fn section(&self, at: usize) -> Section {
         let shard = &self.shards[at];
         let frame = shard.log.last_frame();
+        let last_unit = shard.survivors.last();
         let mut head = Items::default();
         let open = shard.log.open_extent().map(|open| (open.header.extent, open.position as u32));
         head.push(&Item::Shard(ShardPosition {
@@ -299,14 +307,16 @@ impl<D: Device> Engine<D> {
             clean: self.checkpointer.is_last,
         }));
         for (number, one) in shard.extents.iter() {
-            if matches!(one.state, ExtentState::Retired { .. } | ExtentState::Trimming) {
+            let is_empty = !one.is_log() && one.end <= u64::from(self.superblock.block_size);
+            if is_empty || matches!(one.state, ExtentState::Retired { .. } | ExtentState::Trimming) {
                 continue;
             }
             head.push(&Item::Extent(ExtentSummary {
                 extent: number,
                 epoch: one.epoch,
                 first_frame: one.first_frame,
-                last_frame: one.last_frame.unwrap_or(frame),
+                last_frame: one.last_frame.unwrap_or(if one.is_log() { frame } else { last_unit }),
+                follows: one.follows,
                 end: one.end,
                 carry_bytes: one.carry_bytes,
                 carry_parts: one.carry_parts,
@@ -314,8 +324,17 @@ impl<D: Device> Engine<D> {
                 is_reserve: one.is_reserve,
             }));
         }
-        for (first, last) in shard.log.retired().iter() {
+        let retired = shard.log.retired();
+        for (first, last) in retired.frames.iter() {
             head.push(&Item::Retired(first, last));
+        }
+        for (first, last) in retired.units.iter() {
+            head.push(&Item::RetiredUnits(first, last));
+        }
+        let mark = shard.survivors.mark();
+        if mark != UnitMark::default() {
+            let open = shard.survivors.open_extent().map(|open| (open.header.extent, open.position as u32));
+            head.push(&Item::Units(UnitPosition { last: last_unit, epoch: mark.epoch, open }));
         }
         for batch in &shard.unsettled {
             head.push(&Item::Commit((batch.boot, batch.number)));

@@ -327,7 +327,7 @@ impl<D: Device> Engine<D> {
     }
 
     /// Nothing more is acknowledged: every answer that waits for a frame becomes "unknown".
-    fn poison(&mut self, error: &IoError, clock: Clock) {
+    pub(super) fn poison(&mut self, error: &IoError, clock: Clock) {
         let detail = error.to_string();
         if self.committer.poisoned.is_none() {
             tracing::error!("{detail}; nothing more is accepted until restart");

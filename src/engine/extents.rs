@@ -5,6 +5,9 @@
 //!   a little.
 //! - An extent is given back only after a record that retires its frames is durable, which is logged only after everything
 //!   that replaces its records is.
+//!
+//! An extent has either frames of the log or units of survivors. What stands in a unit comes right behind the frame that the unit
+//! follows, so both have their place in one order, that of the frames.
 
 use std::collections::BTreeMap;
 
@@ -19,10 +22,14 @@ pub(super) struct Extent {
     pub(super) place: Place,
     /// Which of its lives.
     pub(super) epoch: u64,
-    /// Number of the first frame in it.
+    /// Number of the first frame in it; of survivors, of the first unit.
     pub(super) first_frame: u64,
-    /// Number of the last frame in it, once another extent was opened behind it.
+    /// Number of the last frame in it, or the last unit, once another extent was opened behind it.
     pub(super) last_frame: Option<u64>,
+    /// Of survivors: the frames of the log that its first and its last unit follow.
+    pub(super) follows: Option<(u64, u64)>,
+    /// Its place among all extents of the device in the order in which they were opened; 0 where that is not known.
+    pub(super) ordinal: u64,
     /// Bytes from its start that are in use.
     pub(super) end: u64,
     /// Bytes of records that the index names.
@@ -72,6 +79,8 @@ impl Extent {
             epoch,
             first_frame,
             last_frame: None,
+            follows: None,
+            ordinal: 0,
             end: 0,
             live_bytes: 0,
             live_parts: 0,
@@ -83,6 +92,34 @@ impl Extent {
             avoid_until_us: 0,
             state: ExtentState::InUse,
         }
+    }
+
+    /// Whether it has frames of the log.
+    pub(super) fn is_log(&self) -> bool {
+        self.follows.is_none()
+    }
+
+    /// The places in the order of frames of the first and the last thing in it.
+    fn span(&self) -> (u64, u64) {
+        self.follows.unwrap_or((self.first_frame, self.last_frame.unwrap_or(u64::MAX)))
+    }
+
+    /// Whether a restart would read it.
+    fn stays(&self) -> bool {
+        !matches!(
+            self.state,
+            ExtentState::Emptied { .. } | ExtentState::Retired { .. } | ExtentState::Trimming
+        )
+    }
+
+    /// How much of it, in 1/256, stands at places up to `horizon`, as if it were spread evenly.
+    pub(super) fn part_up_to(&self, horizon: u64) -> u64 {
+        let (first, last) = self.span();
+        if horizon >= last {
+            return 256;
+        }
+        let count = (u128::from(horizon) + 1).saturating_sub(u128::from(first));
+        (count * 256 / (u128::from(last - first) + 1)) as u64
     }
 }
 
@@ -107,6 +144,60 @@ pub(super) enum ExtentState {
     },
     /// It is free once the device has been told so.
     Trimming,
+}
+
+/// The lowest of some numbers of extents, and the next one.
+#[derive(Debug, Clone, Copy, Default)]
+struct Lowest {
+    first: Option<(u64, u32)>,
+    second: Option<u64>,
+}
+
+impl Lowest {
+    fn add(&mut self, extent: u32, number: u64) {
+        match self.first {
+            Some((lowest, _)) if lowest <= number => {
+                self.second = Some(self.second.map_or(number, |second| second.min(number)));
+            }
+            before => {
+                self.second = before.map(|(lowest, _)| lowest);
+                self.first = Some((number, extent));
+            }
+        }
+    }
+
+    /// The lowest number of any other extent than this one.
+    fn but(&self, extent: u32) -> Option<u64> {
+        match self.first {
+            Some((_, own)) if own == extent => self.second,
+            first => first.map(|(lowest, _)| lowest),
+        }
+    }
+}
+
+/// Where the oldest things of a shard are.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Horizons {
+    /// First frames of extents of the log.
+    frames: Lowest,
+    /// What the first units of extents of survivors follow, and their numbers.
+    follows: Lowest,
+    units: Lowest,
+}
+
+impl Horizons {
+    /// Up to which place in the order of frames nothing in any other extent is older than what this one has: a delete that stands
+    /// there has nothing left to hide. 0 when there is no such place.
+    pub(super) fn of(&self, number: u32, one: &Extent) -> u64 {
+        let before_log = self.frames.but(number).map_or(u64::MAX, |first| first - 1);
+        let before_units = match one.is_log() {
+            true => self.follows.but(number).unwrap_or(u64::MAX),
+            // Units stand in the order of their numbers.
+            false if self.units.but(number).is_none_or(|first| first > one.first_frame) => u64::MAX,
+            false => 0,
+        };
+        before_log.min(before_units)
+    }
 }
 
 /// All extents of a shard.
@@ -139,7 +230,7 @@ impl Extents {
         self.all.remove(&number)
     }
 
-    /// The extent that is being filled; every other one has ended.
+    /// The extent of the log that is being filled; every other one has ended.
     pub(super) fn open(
         &mut self,
         number: u32,
@@ -149,11 +240,18 @@ impl Extents {
         is_reserve: bool,
     ) -> &mut Extent {
         if !self.all.contains_key(&number) {
-            for other in self.all.values_mut().filter(|other| other.last_frame.is_none()) {
+            for other in self.all.values_mut().filter(|other| other.is_log() && other.last_frame.is_none()) {
                 other.last_frame = Some(first_frame - 1);
             }
         }
         self.all.entry(number).or_insert(Extent::new(place, epoch, first_frame, is_reserve))
+    }
+
+    /// The extent of survivors that was being filled has ended with this unit.
+    pub(super) fn close_survivors(&mut self, last_unit: u64) {
+        for one in self.all.values_mut().filter(|one| !one.is_log() && one.last_frame.is_none()) {
+            one.last_frame = Some(last_unit);
+        }
     }
 
     /// An entry is in the index now.
@@ -179,36 +277,71 @@ impl Extents {
         }
     }
 
-    /// The oldest extent that holds anything a restart would read.
+    /// The extent that holds the oldest of what a restart would read.
     pub(super) fn oldest(&self) -> Option<u32> {
-        let stays = |one: &&Extent| {
-            !matches!(
-                one.state,
-                ExtentState::Emptied { .. } | ExtentState::Retired { .. } | ExtentState::Trimming
-            )
-        };
-        let stay = self.all.iter().filter(|(_, one)| stays(one));
-        stay.min_by_key(|(_, one)| one.first_frame).map(|(number, _)| *number)
+        let stay = self.all.iter().filter(|(_, one)| one.stays());
+        stay.min_by_key(|(_, one)| (one.span().0, one.first_frame)).map(|(number, _)| *number)
     }
 
-    /// The frames that go with an extent. The last one in it may be in the next extent too, after a failed write, and then
-    /// belongs there.
+    /// Bytes of what has to be kept although no key names it, and bytes in use.
+    pub(super) fn burden(&self) -> (u64, u64) {
+        let stay = self.all.values().filter(|one| one.stays());
+        stay.fold((0, 0), |(carried, used), one| (carried + one.carry_bytes, used + one.end))
+    }
+
+    /// Where the oldest things of the shard are.
+    pub(super) fn horizons(&self) -> Horizons {
+        let mut out = Horizons::default();
+        for (number, one) in self.all.iter().filter(|(_, one)| one.stays()) {
+            match one.follows {
+                None => out.frames.add(*number, one.first_frame),
+                Some((first, _)) => {
+                    out.follows.add(*number, first);
+                    out.units.add(*number, one.first_frame);
+                }
+            }
+        }
+        out
+    }
+
+    /// The frames that go with an extent of the log. The last one in it may be in the next extent too, after a failed write, and
+    /// then belongs there.
     pub(super) fn frames_of(&self, number: u32) -> Option<(u64, u64)> {
-        let one = self.get(number)?;
+        let one = self.get(number).filter(|one| one.is_log())?;
         let end = |of: &Extent| of.last_frame.unwrap_or(u64::MAX);
         let is_behind = |other: &&Extent| {
-            other.first_frame > one.first_frame
-                || (other.first_frame == one.first_frame && end(other) > end(one))
+            other.is_log()
+                && (other.first_frame > one.first_frame
+                    || (other.first_frame == one.first_frame && end(other) > end(one)))
         };
         let next = self.all.values().filter(is_behind).map(|other| other.first_frame).min();
         Some((one.first_frame, one.last_frame?.min(next.map_or(u64::MAX, |next| next - 1))))
     }
 
-    /// Whether an older extent has records that a commit record in this one may decide.
+    /// The units that go with an extent of survivors.
+    pub(super) fn units_of(&self, number: u32) -> Option<(u64, u64)> {
+        let one = self.get(number).filter(|one| !one.is_log())?;
+        Some((one.first_frame, one.last_frame?))
+    }
+
+    /// Whether another extent has records that a commit record in this one may decide.
     pub(super) fn has_older_parts(&self, number: u32) -> bool {
         let Some(one) = self.get(number) else { return false };
         let has_parts = |other: &Extent| other.live_parts + other.carry_parts > 0;
-        self.all.values().any(|other| other.first_frame < one.first_frame && has_parts(other))
+        let is_older = |other: &Extent| match one.follows {
+            None => other.span().0 < one.first_frame,
+            Some((_, last)) => other.span().0 <= last,
+        };
+        self.all.iter().any(|(other, extent)| *other != number && is_older(extent) && has_parts(extent))
+    }
+
+    /// Whether everything in an extent stands before a frame that is in `of`, and not in that extent itself.
+    pub(super) fn is_before(&self, number: u32, of: u32, frame: u64) -> bool {
+        let (Some(one), Some(of)) = (self.get(number), self.get(of)) else { return false };
+        match one.follows {
+            None => one.first_frame < of.first_frame,
+            Some((_, last)) => one.last_frame.is_some() && last < frame,
+        }
     }
 
     /// Nothing in an extent is needed once a frame is durable.
@@ -221,8 +354,9 @@ impl Extents {
 
     /// A frame went to another extent, and with it whatever follows it: extents that were opened for what follows are void.
     pub(super) fn on_relocated(&mut self, left: u32, frame: u64) {
-        self.all.retain(|_, one| one.first_frame < frame);
-        for one in self.all.values_mut().filter(|one| one.last_frame.is_none_or(|last| last >= frame)) {
+        self.all.retain(|_, one| !one.is_log() || one.first_frame < frame);
+        let ends_behind = |one: &&mut Extent| one.is_log() && one.last_frame.is_none_or(|last| last >= frame);
+        for one in self.all.values_mut().filter(ends_behind) {
             one.last_frame = Some(frame - 1);
         }
         if let Some(extent) = self.all.get_mut(&left) {

@@ -1,13 +1,13 @@
 //! Garbage collection: extents most of which is dead are emptied and go back to the allocator.
 //!
 //! ```text
-//! pick -> read -> what is live goes to the end of the log, under new sequences -> [durable] -> a record retires the frames
-//!      -> [durable] -> the extent is free
+//! pick -> read -> what is live goes into units of survivors -> [durable] -> a record retires the frames -> [durable]
+//!      -> the extent is free
 //! ```
 //!
-//! A record is live when the index names its place. A moved record is a new one in the shard's history, so recovery needs no
-//! rule for it: the newest record of a key counts. Deletes, and commit records of batches, are moved as long as anything older
-//! in the shard could need them; when the extent is the oldest, nothing can.
+//! A record is live when the index names its place. On devices with few extents, and while none is left for survivors, what is
+//! live goes to the end of the log instead, as a new record in the shard's history. Deletes, and commit records of batches, are
+//! moved as long as anything older in the shard could need them.
 //!
 //! Invariants:
 //! - Nothing is moved of a key of which a batch has logged a part and not yet decided: the copy, being newer, would win over it.
@@ -36,6 +36,10 @@ use records::Moving;
 /// shards may fill theirs at the same time, up to a larger part of all.
 const FREE_TARGET_DIVISOR: u32 = 128;
 const FREE_TARGET_DIVISOR_SMALL: u32 = 20;
+
+/// Deletes and commit records are this part of what a shard has on the device, or more, when it is worthwhile to collect its oldest
+/// extent so that they can be dropped.
+const BURDEN_DIVISOR: u64 = 32;
 
 /// After so many collections it is the oldest extent's turn.
 const OLDEST_EVERY: u32 = 8;
@@ -76,7 +80,14 @@ pub struct GcStats {
 struct Collection {
     shard: usize,
     extent: u32,
-    is_oldest: bool,
+    /// Nothing in another extent is older than what stands up to here in the order of frames.
+    horizon: u64,
+    /// Where what is being dealt with stands in that order.
+    order: u64,
+    /// It has units instead of frames.
+    has_units: bool,
+    /// What it moved is lost: it ends when nothing of it is being read any more.
+    is_void: bool,
     /// Bytes from the extent's start to `bytes`.
     at: u64,
     end: u64,
@@ -106,14 +117,17 @@ pub(super) struct Collector {
     /// Who asked for everything to be collected, by shard.
     pub(super) compactions: Vec<(usize, u64)>,
     enabled: bool,
+    /// Survivors go to extents of their own.
+    pub(super) apart: bool,
     /// The device is told which extents are free.
     trims: bool,
     pub(super) stats: GcStats,
 }
 
 impl Collector {
-    pub(super) fn new() -> Collector {
+    pub(super) fn new(apart: bool) -> Collector {
         Collector {
+            apart,
             active: None,
             credit: 0,
             since_oldest: 0,
@@ -126,6 +140,18 @@ impl Collector {
             enabled: false,
             trims: false,
             stats: GcStats::default(),
+        }
+    }
+
+    /// Extents are about to be free: they are looked at without delay.
+    pub(super) fn on_room(&mut self) {
+        self.next_look_us = 0;
+    }
+
+    /// What the collection that is under way has moved of this shard is lost.
+    pub(super) fn void_collection_of(&mut self, at: usize) {
+        if let Some(active) = self.active.as_mut().filter(|active| active.shard == at) {
+            active.is_void = true;
         }
     }
 
@@ -169,28 +195,32 @@ impl<D: Device> Engine<D> {
 
     /// One pass of garbage collection. True when anything happened.
     pub(super) fn collect(&mut self, clock: Clock) -> bool {
+        let mut progress = self.go_on_with_units();
         if self.committer.poisoned().is_some() || self.stopping {
+            for at in 0..self.shards.len() {
+                self.drop_unit(at);
+            }
             if std::mem::take(&mut self.collector.enabled) {
                 // Nobody is to wait for what does not come any more.
                 for shard in &mut self.shards {
                     self.allocator.report_reclaimable(std::mem::take(&mut shard.reclaimable), 0);
                 }
             }
-            return false;
+            return progress;
         }
         if !self.collector.enabled {
             // Another shard's commit record may be the only one that decides a batch here until its start is durable too.
             self.collector.enabled = self.allocator.settled_count() >= u32::from(self.superblock.shard_count);
             if !self.collector.enabled {
-                return false;
+                return progress;
             }
         }
-        let mut progress = false;
         for at in 0..self.shards.len() {
-            progress |= self.let_go(at, clock);
+            progress |= self.let_go(at, clock) | self.log_mark(at, clock);
         }
         if self.collector.active.is_some() {
-            return self.go_on_collecting(clock) || progress;
+            progress |= self.go_on_collecting(clock);
+            return self.go_on_with_units() || progress;
         }
         if clock.monotonic_us >= self.collector.next_look_us {
             progress |= self.look(clock);
@@ -230,10 +260,18 @@ impl<D: Device> Engine<D> {
         }
         let open = shard.log.open_extent().map(|open| open.header.extent);
         let oldest = shard.extents.oldest();
+        let horizons = shard.extents.horizons();
+        let (carried, used) = shard.extents.burden();
+        let is_burdened = carried >= used / BURDEN_DIVISOR;
         for (number, one) in shard.extents.iter() {
             let is_oldest = Some(number) == oldest;
+            let is_open = Some(number) == open || (!one.is_log() && one.last_frame.is_none());
+            if one.state != ExtentState::InUse || is_open {
+                continue;
+            }
+            let droppable = if one.carry_bytes > 0 { one.part_up_to(horizons.of(number, one)) } else { 0 };
             // A FLUSHALL can't be moved: it would drop what came after it.
-            if one.state != ExtentState::InUse || Some(number) == open || (one.has_clear && !is_oldest) {
+            if one.has_clear && droppable < 256 {
                 continue;
             }
             if clock.monotonic_us < one.avoid_until_us {
@@ -244,8 +282,10 @@ impl<D: Device> Engine<D> {
                 extent: number,
                 size: self.superblock.layout.extent_size,
                 live: one.live_bytes,
-                carry: one.carry_bytes,
-                is_oldest,
+                carry: one.carry_bytes - one.carry_bytes * droppable / 256,
+                dropped: one.carry_bytes * droppable / 256,
+                age: self.allocator.opened_since(one.ordinal),
+                is_oldest: is_oldest && is_burdened,
             });
         }
     }
@@ -263,6 +303,9 @@ impl<D: Device> Engine<D> {
         let mut candidates = Vec::new();
         let mut progress = false;
         for at in 0..self.shards.len() {
+            if soon {
+                self.close_stale_survivors(at);
+            }
             let mut of_shard = Vec::new();
             self.candidates(at, clock, &mut of_shard);
             let held: Vec<u32> = self.prepared_extents(at).collect();
@@ -271,21 +314,21 @@ impl<D: Device> Engine<D> {
             let last_frame = shard.log.last_frame();
             of_shard.retain(|one| {
                 // Its records must be on the device, and no batch may be about to make one of them count.
-                let last = shard.extents.get(one.extent).and_then(|one| one.last_frame);
-                let is_sealed = last.is_some_and(|last| last <= written);
+                let extent = shard.extents.get(one.extent);
+                let is_written = |last| extent.is_some_and(|one| !one.is_log()) || last <= written;
+                let is_sealed = extent.and_then(|one| one.last_frame).is_some_and(is_written);
                 if !is_sealed || held.contains(&one.extent) {
                     return false;
                 }
                 let cleared = shard.cleared.is_some_and(|cleared| {
-                    let of_clear = shard.extents.get(cleared.extent).map_or(0, |one| one.first_frame);
                     // Somebody may still read a long value from before it.
                     cleared.frame <= written
                         && one.live == 0
                         && shard.unsettled.is_empty()
-                        && shard.extents.get(one.extent).is_some_and(|one| one.first_frame < of_clear)
+                        && shard.extents.is_before(one.extent, cleared.extent, cleared.frame)
                 });
                 let is_dead = one.live == 0 || (is_planted(Bug::RoundsLiveBytesDown) && one.live < 4096);
-                if cleared || (is_dead && (one.carry == 0 || one.is_oldest) && shard.unsettled.is_empty()) {
+                if cleared || (is_dead && one.carry == 0 && shard.unsettled.is_empty()) {
                     shard.extents.empty(one.extent, last_frame);
                     progress = true;
                     return false;
@@ -297,7 +340,7 @@ impl<D: Device> Engine<D> {
             }
             let gain: u64 = of_shard.iter().filter(|one| one.is_worth_it()).map(Candidate::gain).sum();
             candidates.append(&mut of_shard);
-            let leaving = shard.extents.leaving.len() as u64 * extent_size;
+            let leaving = (shard.extents.leaving.len() + shard.survivors.victim_count()) as u64 * extent_size;
             let under_way = match &self.collector.active {
                 Some(active) if active.shard == at => extent_size / 16,
                 _ => 0,
@@ -331,6 +374,7 @@ impl<D: Device> Engine<D> {
             return false;
         }
         let target = i64::from(self.free_target());
+        let horizons = self.shards[victim.shard].extents.horizons();
         let one = self.shards[victim.shard].extents.get_mut(victim.extent);
         let Some((last_frame, one)) = one.and_then(|one| Some((one.last_frame?, one))) else {
             self.allocator.end_collection();
@@ -346,7 +390,10 @@ impl<D: Device> Engine<D> {
         self.collector.active = Some(Collection {
             shard: victim.shard,
             extent: victim.extent,
-            is_oldest: victim.is_oldest,
+            horizon: horizons.of(victim.extent, one),
+            order: 0,
+            has_units: !one.is_log(),
+            is_void: false,
             at: u64::from(self.superblock.block_size),
             end: one.end,
             next_frame: one.first_frame,
@@ -363,6 +410,14 @@ impl<D: Device> Engine<D> {
     fn go_on_collecting(&mut self, clock: Clock) -> bool {
         let pressing = self.is_pressing();
         let Some(active) = &self.collector.active else { return false };
+        if active.is_void && !active.is_reading {
+            if let Some(active) = self.collector.active.take() {
+                self.collector.stats.abandoned += 1;
+                self.leave(&active, ExtentState::InUse);
+            }
+            self.collector.retry_us = clock.monotonic_us + RETRY_DELAY_US;
+            return true;
+        }
         if active.is_reading || (self.collector.credit <= 0 && !pressing) {
             return false;
         }
@@ -424,10 +479,13 @@ impl<D: Device> Engine<D> {
 
     fn finish_collection(&mut self, active: &Collection) {
         probe::hit(Probe::ExtentCollected);
+        let is_over = self.end_victim(active.shard, active.extent);
         let shard = &mut self.shards[active.shard];
-        // What replaces its records, and what killed the others, is in the log up to here.
-        let frame = shard.log.last_frame();
-        shard.extents.empty(active.extent, frame);
+        if is_over {
+            // What replaces its records, and what killed the others, is in the log up to here.
+            let frame = shard.log.last_frame();
+            shard.extents.empty(active.extent, frame);
+        }
         shard.log.end_collection();
         self.collector.stats.extents_collected += 1;
         self.collector.next_look_us = 0;

@@ -13,11 +13,12 @@ use super::device_format::{OpenError, read_copies, read_superblock_for_rescue};
 use super::index::{Index, hash_key};
 use super::op::{Key, ShardId};
 use super::recovery::{
-    self, Damage, Decisions, FoundLong, FrameRead, ReadExtent, ScannedShard, SeenRecord, frames_of,
+    self, Damage, Decisions, Found, FoundLong, FrameRead, ReadExtent, ScannedShard, SeenRecord, UnitRead,
+    frames_of, units_of,
 };
 use crate::device::Device;
 use crate::device::rescue::RescueDevice;
-use crate::format::extent::ExtentHeader;
+use crate::format::extent::{ExtentHeader, ExtentRole};
 use crate::format::manifest::ManifestPiece;
 use crate::format::record::RecordType;
 use crate::format::slot::{shard_of, slot_of};
@@ -86,7 +87,9 @@ pub struct ExtentView {
     pub ordinal: Option<u64>,
     /// The start of the node that opened it.
     pub boot: Option<u64>,
-    /// Number of the first frame in it.
+    /// What is in it: frames of a shard's log, or units of what garbage collection has kept.
+    pub holds: Option<&'static str>,
+    /// Number of the first frame in it, or the first unit.
     pub first_frame: Option<u64>,
     /// Number of the last frame in it; none while it is being filled.
     pub last_frame: Option<u64>,
@@ -129,7 +132,9 @@ pub struct ExtentContents {
     pub epoch: Option<u64>,
     /// The start of the node that opened it.
     pub boot: Option<u64>,
-    /// Its frames.
+    /// What is in it: frames of a shard's log, or units of what garbage collection has kept.
+    pub holds: Option<&'static str>,
+    /// Its frames, or units.
     pub frames: Vec<FrameView>,
     /// Offsets from the extent's start of blocks that the device can't read.
     pub unreadable_offsets_bytes: Vec<usize>,
@@ -147,9 +152,11 @@ pub struct FrameView {
     /// Of header and records.
     pub payload_bytes: u32,
     /// Every frame up to this one was durable when it was written.
-    pub durable_frame: u64,
-    /// Of its first record.
-    pub first_sequence: u64,
+    pub durable_frame: Option<u64>,
+    /// Of a unit: the frame of the log behind which its records stand.
+    pub follows_frame: Option<u64>,
+    /// Of its first record; the others follow it. Records of a unit have those that they had before.
+    pub first_sequence: Option<u64>,
     /// The start of the node that wrote it.
     pub boot: u64,
     /// It marks a clean stop.
@@ -302,12 +309,12 @@ impl<D: Device> Inspection<D> {
         let mut done = 0;
         let mut shards = Vec::new();
         for shard in (0..superblock.shard_count).map(ShardId) {
-            for header in survey.chain(shard) {
+            for header in survey.chains(shard).iter() {
                 if let Some(view) = views.get_mut(header.extent as usize) {
                     view.claim(header);
                 }
             }
-            let chain = survey.chain(shard);
+            let chain = survey.chains(shard);
             let scanned = recovery::scan_shard(&mut self.device, &superblock, shard, chain, &mut |bytes| {
                 done += bytes;
                 progress(done, total);
@@ -351,13 +358,20 @@ impl<D: Device> Inspection<D> {
         }
         let ReadExtent { bytes, unreadable } = ReadExtent::read(&mut self.device, &superblock, extent)?;
         let (header, frames) = frames_of(&bytes, extent, &superblock);
+        let survivors = header.filter(|header| header.role == ExtentRole::Survivors);
+        let units = survivors.map_or_else(Vec::new, |header| units_of(&bytes, &header, &superblock));
         Ok(Some(ExtentContents {
             extent,
             offset_bytes: superblock.layout.extent_offset(extent),
             shard: header.map(|header| header.shard.0),
             epoch: header.map(|header| header.epoch),
             boot: header.map(|header| header.boot),
-            frames: frames.into_iter().map(FrameView::from).collect(),
+            holds: header.map(|header| holds(&header)),
+            frames: frames
+                .into_iter()
+                .map(FrameView::from)
+                .chain(units.into_iter().map(FrameView::from))
+                .collect(),
             unreadable_offsets_bytes: unreadable,
         }))
     }
@@ -373,10 +387,10 @@ impl<D: Device> Inspection<D> {
         let id = shard_of(key, superblock.shard_count);
         let survey = recovery::survey(&mut self.device, &superblock)?;
         let watched = BTreeSet::from([key.clone()]);
-        let extents = |shard| survey.chain(shard).len() as u64 * superblock.layout.extent_size;
+        let extents = |shard| survey.chains(shard).count() as u64 * superblock.layout.extent_size;
         let (mut total, mut done) = (extents(id), 0);
         let mut scan = |device: &mut RescueDevice<D>, shard: ShardId, total: u64| {
-            let chain = survey.chain(shard);
+            let chain = survey.chains(shard);
             recovery::scan_shard_watching(device, &superblock, shard, chain, &watched, &mut |bytes| {
                 done += bytes;
                 progress(done, total);
@@ -461,6 +475,7 @@ impl ExtentView {
             epoch: None,
             ordinal: None,
             boot: None,
+            holds: None,
             first_frame: None,
             last_frame: None,
             reserve: false,
@@ -477,6 +492,7 @@ impl ExtentView {
         self.epoch = Some(header.epoch);
         self.ordinal = Some(header.ordinal);
         self.boot = Some(header.boot);
+        self.holds = Some(holds(header));
         self.first_frame = Some(header.first_frame);
         self.reserve = header.reserve;
     }
@@ -490,27 +506,55 @@ impl From<FrameRead> for FrameView {
             offset_bytes: read.offset,
             size_bytes: header.size,
             payload_bytes: header.payload_size,
-            durable_frame: header.durable,
-            first_sequence: header.first_sequence,
+            durable_frame: Some(header.durable),
+            follows_frame: None,
+            first_sequence: Some(header.first_sequence),
             boot: header.boot,
             clean_stop: header.clean,
-            records: read
-                .records
-                .into_iter()
-                .map(|found| {
-                    RecordView::from(&SeenRecord {
-                        kind: found.kind,
-                        key: found.key,
-                        record: found.record,
-                        batch: found.batch.map(|(batch, _)| batch),
-                        value_intact: found.value_intact,
-                        is_cleared: false,
-                        pieces: None,
-                    })
-                })
-                .collect(),
+            records: read.records.into_iter().map(RecordView::from).collect(),
             damage: read.damage,
         }
+    }
+}
+
+impl From<UnitRead> for FrameView {
+    fn from(read: UnitRead) -> FrameView {
+        let header = read.header;
+        FrameView {
+            frame: header.unit,
+            offset_bytes: read.offset,
+            size_bytes: header.size,
+            payload_bytes: header.payload_size,
+            durable_frame: None,
+            follows_frame: Some(header.follows),
+            first_sequence: None,
+            boot: header.boot,
+            clean_stop: false,
+            records: read.records.into_iter().map(RecordView::from).collect(),
+            damage: read.damage,
+        }
+    }
+}
+
+impl From<Found> for RecordView {
+    fn from(found: Found) -> RecordView {
+        RecordView::from(&SeenRecord {
+            kind: found.kind,
+            key: found.key,
+            record: found.record,
+            batch: found.batch.map(|(batch, _)| batch),
+            value_intact: found.value_intact,
+            is_cleared: false,
+            pieces: None,
+        })
+    }
+}
+
+/// What an extent has, by the name that `inspect` gives it.
+fn holds(header: &ExtentHeader) -> &'static str {
+    match header.role {
+        ExtentRole::Log => "log",
+        ExtentRole::Survivors => "survivors",
     }
 }
 

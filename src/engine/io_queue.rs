@@ -32,6 +32,11 @@ pub(super) enum Purpose {
     Checkpoint,
     /// A piece of an extent that is being collected.
     Collect,
+    /// A piece of a unit of survivors.
+    Survivors {
+        /// The shard, among those of the engine.
+        shard: usize,
+    },
     /// A piece of an extent that is read again.
     Scrub,
     /// The deallocation of an extent that is free again.

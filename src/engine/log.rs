@@ -15,10 +15,10 @@ use super::allocator::{Allocator, Purpose};
 use super::index::{Entry, KeyHash};
 use super::op::Key;
 use crate::format::Place;
-use crate::format::extent::ExtentHeader;
+use crate::format::extent::{ExtentHeader, ExtentRole};
 use crate::format::frame::{FRAME_HEADER_SIZE, FrameHeader};
-use crate::format::frame_ranges::FrameRanges;
 use crate::format::record::{Record, RecordType};
+use crate::format::retirement::{Retirement, UnitMark};
 use crate::format::slot::ShardId;
 use crate::format::superblock::Superblock;
 use crate::limits::FRAME_SIZE_TARGET;
@@ -158,8 +158,8 @@ pub(super) struct ShardLog {
     moved: Vec<Moved>,
     /// Something is in the frame that somebody waits for.
     is_urgent: bool,
-    /// Frames that are not needed any more, and whose extents may have been given back.
-    retired: FrameRanges,
+    /// What is not needed any more, and whose extents may have been given back.
+    retired: Retirement,
     next_sequence: u64,
     next_frame: u64,
     boot: u64,
@@ -181,7 +181,7 @@ impl ShardLog {
         open: Option<OpenExtent>,
         next_sequence: u64,
         next_frame: u64,
-        retired: FrameRanges,
+        retired: Retirement,
     ) -> ShardLog {
         let boot = superblock.boot;
         ShardLog {
@@ -233,6 +233,11 @@ impl ShardLog {
     /// Bytes in the frame being filled.
     pub(super) fn staged_size(&self) -> usize {
         self.staging.len()
+    }
+
+    /// The last frame that has been closed; 0 before the first.
+    pub(super) fn last_sealed(&self) -> u64 {
+        self.next_frame - 1
     }
 
     /// The last frame that anything was appended to; 0 before the first.
@@ -299,17 +304,22 @@ impl ShardLog {
         }
     }
 
-    /// Logs that these frames are not needed any more, besides those that were before. Their extents may be given back once
-    /// that is durable.
+    /// Notes how far the shard's units are durable. The next record that says what is retired says that too.
+    pub(super) fn set_mark(&mut self, mark: UnitMark) {
+        self.retired.mark = mark;
+    }
+
+    /// Logs that these frames, and these units, are not needed any more, besides those that were before. Their extents may be
+    /// given back once that is durable.
     pub(super) fn retire(
         &mut self,
         frames: impl IntoIterator<Item = (u64, u64)>,
+        units: impl IntoIterator<Item = (u64, u64)>,
         allocator: &Allocator,
     ) -> Result<Appended, NoRoom> {
         let mut retired = self.retired.clone();
-        for (first, last) in frames {
-            retired.insert(first, last);
-        }
+        frames.into_iter().for_each(|(first, last)| retired.frames.insert(first, last));
+        units.into_iter().for_each(|(first, last)| retired.units.insert(first, last));
         let value = retired.encode();
         let draft = Draft { record: retired_record(&value), purpose: Purpose::Retirement, lazy: false };
         let appended = self.append(draft, allocator)?;
@@ -385,6 +395,7 @@ impl ShardLog {
             first_frame,
             boot: self.boot,
             reserve,
+            role: ExtentRole::Log,
         };
         let place = self.place(&header);
         let for_collection = matches!(from, Purpose::Collection | Purpose::Retirement);
@@ -401,8 +412,8 @@ impl ShardLog {
         self.next_sequence
     }
 
-    /// Frames that are not needed any more.
-    pub(super) fn retired(&self) -> &FrameRanges {
+    /// What is not needed any more.
+    pub(super) fn retired(&self) -> &Retirement {
         &self.retired
     }
 

@@ -39,6 +39,7 @@ pub mod recovery;
 pub mod salvage;
 pub mod scrub;
 mod shard;
+mod survivors;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -166,6 +167,7 @@ impl<D: Device> Engine<D> {
         states: Vec<ShardState>,
         durability: Durability,
     ) -> Engine<D> {
+        let apart = Self::has_room_for_survivors(&superblock);
         let mut shard_at = vec![None; usize::from(superblock.shard_count)];
         let mut shards = Vec::with_capacity(states.len());
         for state in states {
@@ -194,7 +196,7 @@ impl<D: Device> Engine<D> {
             memory: MemoryBudget::default(),
             batch_values_size: 0,
             committer: Committer::new(durability),
-            collector: Collector::new(),
+            collector: Collector::new(apart),
             checkpointer: Checkpointer::default(),
             scrubber: Scrubber::default(),
             stalled_tried_us: 0,
@@ -217,6 +219,7 @@ impl<D: Device> Engine<D> {
         for at in 0..self.shards.len() {
             if !self.shards[at].clean {
                 self.shards[at].log.mark_start();
+                self.void_units(at, clock);
             }
             // Parts that were decided elsewhere are decided here too from now on; the others' records may then go.
             for (batch, coordinator) in std::mem::take(&mut self.shards[at].copies_due) {
@@ -282,7 +285,8 @@ impl<D: Device> Engine<D> {
             }
             let idle =
                 self.queue.is_idle() && !self.committer.has_work(&self.shards) && self.reads.is_empty();
-            let idle = idle && self.long_reads.is_empty();
+            let is_under_way = |shard: &Shard| shard.survivors.is_under_way();
+            let idle = idle && self.long_reads.is_empty() && !self.shards.iter().any(is_under_way);
             if idle && self.shards.iter().all(|shard| shard.stalled.is_empty()) {
                 return Ok(());
             }
@@ -428,6 +432,7 @@ impl<D: Device> Engine<D> {
                 io_queue::Purpose::Checkpoint => self.on_checkpoint_write(one.status),
                 io_queue::Purpose::Scrub => self.on_scrub_piece(one.buf, one.status),
                 io_queue::Purpose::Trim { shard, extent } => self.on_trimmed(shard, extent, one.status),
+                io_queue::Purpose::Survivors { shard } => self.on_unit_write(shard, one.status, clock),
                 io_queue::Purpose::Collect => self.on_collect_read(one.buf, one.status, clock),
             }
         }

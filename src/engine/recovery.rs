@@ -8,6 +8,9 @@
 //! was durable, it was lost after it was acknowledged: that is damage. If none does, it was in flight when the node
 //! died: a torn tail, and whatever lies behind it never happened.
 //!
+//! What garbage collection has kept is in units, which are read alongside: each is put behind the frame that it follows (see
+//! `units.rs`).
+//!
 //! Invariants:
 //! - Nothing is written here. Doing it again gives the same result.
 //! - A frame counts as a whole or not at all, unless it is damaged; then each record that can be trusted counts.
@@ -19,17 +22,19 @@ mod read;
 mod resolve;
 mod scan;
 mod survey;
+mod units;
 
 pub use checkpoint::{
     CheckpointedShard, Checkpoints, FoundCheckpoint, ShardCheckpoint, find_checkpoints, load_checkpoints,
 };
-pub(in crate::engine) use frames::{FrameRead, frames_of};
+pub(in crate::engine) use frames::{Found, FrameRead, frames_of, units_of};
 pub(in crate::engine) use history::SeenRecord;
 pub(in crate::engine) use read::{Extent as ReadExtent, read_tried};
 pub use resolve::{Decisions, ScannedShard, blocking_damage, committed_batches, rebuild_allocator};
 pub(in crate::engine) use resolve::{Doubt, FoundLong};
 pub use scan::{recover_shard, scan_shard, scan_shard_watching};
-pub use survey::{Survey, survey};
+pub use survey::{Chains, Survey, survey};
+pub(in crate::engine) use units::UnitRead;
 
 /// Something that was acknowledged and can't be read back.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]

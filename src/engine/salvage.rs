@@ -200,7 +200,7 @@ impl<D: Device> Salvage<'_, D> {
         for shard in (0..self.superblock.shard_count).map(ShardId) {
             let Salvage { device, superblock, survey, sink, done, total, .. } = self;
             let scanned =
-                recovery::scan_shard(device, superblock, shard, survey.chain(shard), &mut |bytes| {
+                recovery::scan_shard(device, superblock, shard, survey.chains(shard), &mut |bytes| {
                     *done += bytes;
                     sink.progress(*done, *total);
                 });
@@ -461,7 +461,7 @@ impl<D: Device> Salvage<'_, D> {
         failed: Vec<Failed>,
     ) -> Result<(), SalvageError> {
         let keys: BTreeSet<Key> = failed.iter().map(|one| one.key.clone()).collect();
-        let chain = self.survey.chain(state.id);
+        let chain = self.survey.chains(state.id);
         let scanned = recovery::scan_shard_watching(
             &mut self.device,
             &self.superblock,

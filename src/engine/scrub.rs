@@ -11,14 +11,16 @@
 //! - Nothing is read while clients' reads wait, and no more in a second than the rate says.
 
 use super::Engine;
-use super::extents::ExtentState;
+use super::extents::{Extent, ExtentState};
 use super::index::{Entry, Index, RecordRef};
 use super::io_queue::Purpose;
 use super::op::{Clock, OpError};
 use super::reads::{ReadFor, Wanted};
 use crate::device::{Device, DmaBuf, IoError};
+use crate::format::Place;
 use crate::format::frame::{FRAME_HEADER_SIZE, FrameHeader};
 use crate::format::record::{Record, RecordType};
+use crate::format::unit::UnitHeader;
 
 /// How long after the start of a pass the next one starts, at the earliest.
 const PASS_INTERVAL_US: u64 = 24 * 3_600 * 1_000_000;
@@ -176,7 +178,7 @@ impl<D: Device> Engine<D> {
             let next = shard.extents.iter().find(|(number, one)| {
                 pass.last.is_none_or(|last| *number > last)
                     && matches!(one.state, ExtentState::InUse | ExtentState::Damaged)
-                    && one.last_frame.is_some_and(|last| last <= shard.written_frame)
+                    && one.last_frame.is_some_and(|last| !one.is_log() || last <= shard.written_frame)
             });
             if let Some((extent, one)) = next {
                 pass.last = Some(extent);
@@ -231,14 +233,12 @@ impl<D: Device> Engine<D> {
                 return short;
             }
             let (offset, room) = (reading.at as u32, reading.end - reading.at);
-            let block = self.superblock.block_size;
-            let Ok(header) = FrameHeader::decode(&reading.bytes, place, offset, block, room) else {
+            let Some((size, payload)) = self.sizes_at(at, reading, place, room) else {
                 return Verdict::Suspect;
             };
-            if reading.bytes.len() < header.size as usize {
+            if reading.bytes.len() < size {
                 return short;
             }
-            let payload = header.payload_size as usize;
             let mut position = FRAME_HEADER_SIZE;
             while position < payload {
                 let record_at = offset + position as u32;
@@ -259,9 +259,23 @@ impl<D: Device> Engine<D> {
                 }
                 position += decoded.size;
             }
-            reading.bytes.drain(..header.size as usize);
-            reading.at += u64::from(header.size);
+            reading.bytes.drain(..size);
+            reading.at += size as u64;
         }
+    }
+
+    /// Bytes of the frame, or the unit, that is next, and of its header and records.
+    fn sizes_at(&self, at: usize, reading: &Reading, place: Place, room: u64) -> Option<(usize, usize)> {
+        let (offset, block) = (reading.at as u32, self.superblock.block_size);
+        let is_log = self.shards[at].extents.get(reading.extent).is_none_or(Extent::is_log);
+        let (size, payload_size) = if is_log {
+            let header = FrameHeader::decode(&reading.bytes, place, offset, block, room).ok()?;
+            (header.size, header.payload_size)
+        } else {
+            let header = UnitHeader::decode(&reading.bytes, place, offset, block, room).ok()?;
+            (header.size, header.payload_size)
+        };
+        Some((size as usize, payload_size as usize))
     }
 
     pub(super) fn on_scrub_piece(&mut self, buf: Option<DmaBuf>, status: Result<(), IoError>) {

@@ -33,6 +33,7 @@ use super::log::{Appended, Move, Moved, NewEntry, OpenExtent, Relocated, ShardLo
 use super::long::LongValue;
 use super::op::{Answer, BatchId, Current, Key, KeyEffect, OpError, ShardId, Value};
 use super::recovery::{Doubt, FoundLong};
+use super::survivors::Survivors;
 use crate::format::Place;
 use crate::format::record::{Record, RecordType};
 use crate::format::superblock::Superblock;
@@ -140,6 +141,7 @@ pub(super) struct Shard {
     /// Operations that wait behind a Clear or Close; that is the first.
     pub(super) gate: VecDeque<usize>,
     pub(super) log: ShardLog,
+    pub(super) survivors: Survivors,
     pub(super) extents: Extents,
     /// Garbage may be collected.
     pub(super) is_collectable: bool,
@@ -208,6 +210,12 @@ impl Shard {
             holds: KeyMap::with_hasher(hash),
             stalled: VecDeque::new(),
             gate: VecDeque::new(),
+            survivors: Survivors::new(
+                state.id,
+                Arc::clone(&superblock),
+                state.units,
+                state.log.retired().mark,
+            ),
             log: state.log,
             extents,
             is_collectable: state.is_collectable,
@@ -285,7 +293,7 @@ impl Shard {
 
     /// Bytes of memory of what is on its way to the device.
     pub(super) fn log_heap_size(&self) -> usize {
-        self.log.staged_size() + self.pending.heap_size()
+        self.log.staged_size() + self.pending.heap_size() + self.survivors.heap_size()
     }
 
     /// The place that records of an extent were written for.
@@ -305,6 +313,7 @@ impl Shard {
         match self.being_written {
             _ if is_planted(Bug::ReadsIntoWrites) => u32::MAX,
             Some((one, start)) if one == extent => start,
+            _ if let Some(one) = self.extents.get(extent).filter(|one| !one.is_log()) => one.end as u32,
             _ => open.map_or(u32::MAX, |open| open.position as u32),
         }
     }
@@ -318,7 +327,10 @@ impl Shard {
 
     fn note_open(&mut self, open: &OpenExtent) -> &mut super::extents::Extent {
         let header = &open.header;
-        self.extents.open(header.extent, open.place, header.epoch, header.first_frame, header.reserve)
+        let (number, epoch, first_frame) = (header.extent, header.epoch, header.first_frame);
+        let extent = self.extents.open(number, open.place, epoch, first_frame, header.reserve);
+        extent.ordinal = header.ordinal;
+        extent
     }
 
     /// Notes a record that was appended.
@@ -521,7 +533,7 @@ impl Shard {
     }
 
     /// A record that garbage collection moved is written at its new place.
-    fn on_collected(&mut self, moved: &Moved, cache: &mut RecordCache) {
+    pub(super) fn on_collected(&mut self, moved: &Moved, cache: &mut RecordCache) {
         if let Some(id) = moved.chunk {
             return self.on_chunk_collected(id, moved);
         }

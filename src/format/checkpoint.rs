@@ -15,8 +15,8 @@
 //!   48     zero to the end of the block
 //! ```
 //!
-//! Items, each a tag byte and its fields: a shard's position begins its section, then come the extents, retired frames, commit
-//! records, undecided parts, index entries and chunks of that shard, in any order; one end item closes the checkpoint. An index
+//! Items, each a tag byte and its fields: a shard's position begins its section, then come the extents, retired frames and units,
+//! how far its units were, commit records, undecided parts, index entries and chunks of that shard, in any order; one end item closes the checkpoint. An index
 //! entry is what the index holds in memory, which knows no keys: bits of the hash and a place. That of a long value has key and
 //! manifest, which are in memory too. On a device whose index is `ordered`, lists of names have the keys, as
 //! [`super::front_coded`] says.
@@ -212,6 +212,19 @@ pub struct ExtentSummary {
     pub has_clear: bool,
     /// It came from the reserve.
     pub is_reserve: bool,
+    /// Of survivors, where the numbers above are those of units: the frames that its first and its last unit follow.
+    pub follows: Option<(u64, u64)>,
+}
+
+/// How far a shard's units were, for a shard that has had any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UnitPosition {
+    /// The last unit that the section covers.
+    pub last: u64,
+    /// Later ones count only in extents whose epoch is at least this.
+    pub epoch: u64,
+    /// The extent that was being filled, and the bytes from its start to the next unit.
+    pub open: Option<(u32, u32)>,
 }
 
 /// What the index says of a key.
@@ -302,6 +315,10 @@ pub enum Item<'a> {
     Chunk(StoredChunk),
     /// Some of the shard's keys, front-coded. Those of a section are in order, and some may have gone.
     Names(&'a [u8]),
+    /// How far the shard's units were.
+    Units(UnitPosition),
+    /// Units that it does not need any more, both ends included.
+    RetiredUnits(u64, u64),
 }
 
 const KEY_EXPIRES: u8 = 1;
@@ -406,7 +423,13 @@ impl Item<'_> {
             }
             Item::Extent(one) => {
                 let known = [one.epoch, one.first_frame, one.last_frame, one.end];
-                numbers(2, &known);
+                match one.follows {
+                    None => numbers(2, &known),
+                    Some((first, last)) => {
+                        numbers(12, &[first, last]);
+                        known.iter().for_each(|number| out.extend_from_slice(&number.to_le_bytes()));
+                    }
+                }
                 out.extend_from_slice(&one.carry_bytes.to_le_bytes());
                 out.extend_from_slice(&one.carry_parts.to_le_bytes());
                 out.extend_from_slice(&one.extent.to_le_bytes());
@@ -436,6 +459,13 @@ impl Item<'_> {
                 out.extend_from_slice(&(names.len() as u32).to_le_bytes());
                 out.extend_from_slice(names);
             }
+            Item::Units(position) => {
+                numbers(10, &[position.last, position.epoch]);
+                let (extent, end) = position.open.unwrap_or((u32::MAX, 0));
+                out.extend_from_slice(&extent.to_le_bytes());
+                out.extend_from_slice(&end.to_le_bytes());
+            }
+            Item::RetiredUnits(first, last) => numbers(11, &[*first, *last]),
         }
     }
 }
@@ -457,7 +487,8 @@ pub fn decode_items<'a>(
                 let clean = decode_flag(reader)?;
                 Item::Shard(ShardPosition { shard, frame, boot, next_sequence, open, clean })
             }
-            2 => Item::Extent(ExtentSummary {
+            tag @ (2 | 12) => Item::Extent(ExtentSummary {
+                follows: if tag == 12 { Some((reader.u64()?, reader.u64()?)) } else { None },
                 epoch: reader.u64()?,
                 first_frame: reader.u64()?,
                 last_frame: reader.u64()?,
@@ -490,6 +521,13 @@ pub fn decode_items<'a>(
                 let size = reader.u32()? as usize;
                 Item::Names(reader.take(size)?)
             }
+            10 => {
+                let (last, epoch) = (reader.u64()?, reader.u64()?);
+                let (extent, end) = (reader.u32()?, reader.u32()?);
+                let open = (extent != u32::MAX).then_some((extent, end));
+                Item::Units(UnitPosition { last, epoch, open })
+            }
+            11 => Item::RetiredUnits(reader.u64()?, reader.u64()?),
             tag => return Err(FormatError::Field { what: ITEM, field: "tag", got: u64::from(tag) }),
         };
         take(item)?;
@@ -548,7 +586,23 @@ mod tests {
                 carry_parts: 6,
                 has_clear: true,
                 is_reserve: false,
+                follows: None,
             }),
+            Item::Extent(ExtentSummary {
+                extent: 4,
+                epoch: 9,
+                first_frame: 1,
+                last_frame: 2,
+                end: 4096,
+                carry_bytes: 0,
+                carry_parts: 0,
+                has_clear: false,
+                is_reserve: false,
+                follows: Some((7, 1 << 40)),
+            }),
+            Item::Units(UnitPosition { last: 2, epoch: 1 << 33, open: Some((4, 4096)) }),
+            Item::Units(UnitPosition { last: 0, epoch: 1, open: None }),
+            Item::RetiredUnits(1, 1),
             Item::Retired(4, 6),
             Item::Commit((3, 4)),
             Item::Part((3, 5), ShardId(1), true, part(b"part")),

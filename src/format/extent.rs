@@ -5,10 +5,12 @@
 //!    8  4  checksum of the block  36  8  first frame: number of the first frame in it
 //!   12  4  extent                 44  8  boot that opened it
 //!   16  2  shard                  52  1  1 when it came from the reserve
-//!   18  1  role (1 shard log)     53     zero to the end of the block
+//!   18  1  role                   53     zero to the end of the block
 //!   19  1  zero
 //!   20  8  epoch: unique to this life of the extent
 //! ```
+//!
+//! Roles: 1 has frames of a shard's log, 2 has units of survivors, and `first frame` is the number of its first unit.
 //!
 //! The checksum covers the whole block and the device's UUID and secret, not the epoch (which is read from here): a
 //! header is how the epoch becomes known.
@@ -20,7 +22,17 @@ use super::{FormatError, Place, Reader};
 pub const EXTENT_MAGIC: u64 = u64::from_le_bytes(*b"BASALTex");
 
 const WHAT: &str = "extent header";
-const ROLE_SHARD_LOG: u8 = 1;
+const ROLE_LOG: u8 = 1;
+const ROLE_SURVIVORS: u8 = 2;
+
+/// What an extent is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ExtentRole {
+    /// Frames of a shard's log.
+    Log,
+    /// Units of what garbage collection keeps of a shard's log.
+    Survivors,
+}
 
 /// Whose an extent is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,12 +45,14 @@ pub struct ExtentHeader {
     pub epoch: u64,
     /// Place in the shard's chain: strictly increasing, gaps allowed where extents were freed.
     pub ordinal: u64,
-    /// Number of the first frame in it.
+    /// Number of the first frame in it, or the first unit.
     pub first_frame: u64,
     /// The start of the node that opened it.
     pub boot: u64,
     /// Opened from the reserve: only deletes and commit records go in.
     pub reserve: bool,
+    /// What is in it.
+    pub role: ExtentRole,
 }
 
 impl ExtentHeader {
@@ -49,7 +63,11 @@ impl ExtentHeader {
         out.extend_from_slice(&[0; 4]);
         out.extend_from_slice(&self.extent.to_le_bytes());
         out.extend_from_slice(&self.shard.0.to_le_bytes());
-        out.extend_from_slice(&[ROLE_SHARD_LOG, 0]);
+        let role = match self.role {
+            ExtentRole::Log => ROLE_LOG,
+            ExtentRole::Survivors => ROLE_SURVIVORS,
+        };
+        out.extend_from_slice(&[role, 0]);
         out.extend_from_slice(&self.epoch.to_le_bytes());
         out.extend_from_slice(&self.ordinal.to_le_bytes());
         out.extend_from_slice(&self.first_frame.to_le_bytes());
@@ -89,10 +107,11 @@ impl ExtentHeader {
             return Err(field("extent number", u64::from(number)));
         }
         let shard = ShardId(reader.u16()?);
-        let role = reader.u8()?;
-        if role != ROLE_SHARD_LOG {
-            return Err(field("role", u64::from(role)));
-        }
+        let role = match reader.u8()? {
+            ROLE_LOG => ExtentRole::Log,
+            ROLE_SURVIVORS => ExtentRole::Survivors,
+            got => return Err(field("role", u64::from(got))),
+        };
         reader.zeros(1, "reserved bytes")?;
         let epoch = reader.u64()?;
         let ordinal = reader.u64()?;
@@ -103,7 +122,7 @@ impl ExtentHeader {
             return Err(field("reserve flag", u64::from(reserve)));
         }
         reader.zeros(block.len() - reader.position(), "reserved bytes")?;
-        Ok(ExtentHeader { extent, shard, epoch, ordinal, first_frame, boot, reserve: reserve == 1 })
+        Ok(ExtentHeader { extent, shard, epoch, ordinal, first_frame, boot, reserve: reserve == 1, role })
     }
 }
 
@@ -119,6 +138,7 @@ mod tests {
         first_frame: 77,
         boot: 4,
         reserve: true,
+        role: ExtentRole::Survivors,
     };
 
     #[test]

@@ -12,7 +12,8 @@
 //!
 //! An extent is a header block and then frames; a frame is what one log write carries: a header and records, padded to
 //! the block. Frames of a shard are numbered without gaps across its extents, so a missing one is always noticed. A value that
-//! is longer than a chunk is kept in chunk records, and the put of its key has a [`manifest`] that names them.
+//! is longer than a chunk is kept in chunk records, and the put of its key has a [`manifest`] that names them. What garbage
+//! collection keeps is in extents of its own, in units instead of frames: see [`unit`].
 //!
 //! Invariants:
 //! - Decoding never panics, on any input.
@@ -29,8 +30,10 @@ pub mod gpt;
 pub mod layout;
 pub mod manifest;
 pub mod record;
+pub mod retirement;
 pub mod slot;
 pub mod superblock;
+pub mod unit;
 
 use crate::format::slot::ShardId;
 

@@ -37,11 +37,14 @@ pub const FORMAT_VERSION: u32 = 1;
 /// Feature: the log may have chunks of long values.
 pub const FEATURE_LONG_VALUES: u64 = 1;
 
+/// Feature: shards may have extents of survivors.
+pub const FEATURE_SURVIVORS: u64 = 2;
+
 /// Features of this format version that a reader must know.
 ///
 /// `format` and every start of a node set them all: a start writes every copy anyway, and before anything that needs a feature
 /// is on the device. A device without them opens as it is, and a version that lacks one refuses the device by that.
-pub const FEATURES_KNOWN: u64 = FEATURE_LONG_VALUES;
+pub const FEATURES_KNOWN: u64 = FEATURE_LONG_VALUES | FEATURE_SURVIVORS;
 
 const WHAT: &str = "superblock";
 const LABEL_SIZE: usize = 32;
@@ -413,7 +416,7 @@ mod tests {
     #[test]
     fn fields_are_checked_even_under_a_right_checksum() {
         for (at, value) in
-            [(12, 2u8), (16, 4), (17, 2), (18, 0), (20, 1), (60, 1), (68, 3), (75, 1), (2000, 1)]
+            [(12, 2u8), (16, 4), (17, 2), (18, 0), (20, 1), (60, 1), (68, 7), (75, 1), (2000, 1)]
         {
             let mut bytes = sample().encode(0);
             bytes[at] = value;

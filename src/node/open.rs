@@ -115,7 +115,7 @@ pub fn open<N: Namespace>(
                             &mut queue,
                             &superblock,
                             shard,
-                            survey.chain(shard),
+                            survey.chains(shard),
                             base,
                             &mut |bytes| {
                                 done.fetch_add(bytes, Ordering::Relaxed);

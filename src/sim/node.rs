@@ -49,6 +49,8 @@ pub enum Request {
     Clear,
     /// Makes everything durable.
     Sync,
+    /// Collects all garbage that is worth it.
+    Compact,
     /// All keys as they are at one moment, read while others write.
     Dump,
 }
@@ -173,7 +175,7 @@ impl SimNode {
         let chains = std::mem::take(&mut checkpoints.chains);
         let (mut scanned, mut from_log) = (Vec::new(), Vec::new());
         for shard in (0..superblock.shard_count).map(ShardId) {
-            let chain = survey.chain(shard);
+            let chain = survey.chains(shard);
             let base = checkpoints.take(shard);
             // Whatever comes from a checkpoint, the log alone must say as well.
             if base.is_some() {
@@ -194,7 +196,7 @@ impl SimNode {
             probes.hit_if(shard.torn.is_some(), "torn tail cut");
             probes.hit_if(!shard.damage.is_empty(), "damaged value kept by its key");
             probes.hit_if(shard.used_extents.len() > 1, "log over several extents recovered");
-            let void = survey.chain(shard.id()).len() > shard.used_extents.len();
+            let void = survey.chains(shard.id()).count() > shard.used_extents.len();
             probes.hit_if(void, "extent without an accepted frame freed");
         }
         let allocator = Arc::new(recovery::rebuild_allocator(&superblock, &survey, &scanned, &chains));
@@ -283,6 +285,13 @@ impl SimNode {
     pub fn set_chunk_size(&mut self, size: u64) {
         for engine in &mut self.engines {
             engine.set_chunk_size(size);
+        }
+    }
+
+    /// Says whether what garbage collection keeps goes to extents of its own.
+    pub fn set_survivors_apart(&mut self, apart: bool) {
+        for engine in &mut self.engines {
+            engine.set_survivors_apart(apart);
         }
     }
 
@@ -379,13 +388,14 @@ impl SimNode {
                     self.post(shard, shard.0, task, op);
                 }
             }
-            Request::Count | Request::Sync => {
+            Request::Count | Request::Sync | Request::Compact => {
                 let kind =
                     if matches!(request, Request::Count) { TaskKind::Count(0) } else { TaskKind::Each(None) };
                 let task = self.add(id, usize::from(shards), kind);
                 for shard in (0..shards).map(ShardId) {
                     let op = match request {
                         Request::Count => ShardOp::Count,
+                        Request::Compact => ShardOp::Compact,
                         _ => ShardOp::Checkpoint,
                     };
                     self.post(shard, 0, task, op);

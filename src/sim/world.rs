@@ -190,6 +190,7 @@ impl World {
             let cut = self.random.chance(3, 4);
             self.memory_is_short = self.random.chance(1, 12);
             node.set_trim(self.config.trim);
+            node.set_survivors_apart(self.config.survivors_apart);
             node.set_checkpoint_interval(self.config.checkpoint_interval);
             node.set_chunk_size(self.config.chunk_size);
             node.set_memory(MemoryBudget {
@@ -214,7 +215,8 @@ impl World {
                 started += self.send(&mut node);
                 self.pass(&mut node);
                 // Just after a write has failed is when little may go wrong besides.
-                if !is_hit && self.disk.faults_struck() > struck {
+                // Power that has gone does not come back in between.
+                if !is_hit && self.disk.faults_struck() > struck && !self.disk.is_off() {
                     is_hit = true;
                     if self.random.chance(1, 2) {
                         self.disk.power_cut_at(self.disk.events() + self.random.below(24));
@@ -400,7 +402,12 @@ impl World {
                 Open { request: Request::Dump, expect: Expect::Dump, changes: Changes::new(), seen: false }
             }
             92..=94 => self.choose_listing(client),
-            95 => Open { request: Request::Sync, expect: Expect::Done, changes: Changes::new(), seen: false },
+            95 => {
+                // Not drawn, so that what else a seed comes to stays the same.
+                let is_even = self.clock.monotonic_us.is_multiple_of(2);
+                let request = if is_even { Request::Sync } else { Request::Compact };
+                Open { request, expect: Expect::Done, changes: Changes::new(), seen: false }
+            }
             _ => single(Action::Strlen, Reply::Int(before.map_or(0, |(value, _)| value.len() as i64)), None),
         }
     }

@@ -10,6 +10,7 @@ use basalt::engine::check::check;
 use basalt::engine::durability::Durability;
 use basalt::engine::op::{Clock, Key, OpError, Reply};
 use basalt::engine::salvage::{Finding, Saved, Sink, salvage};
+use basalt::probe;
 use basalt::sim::node::{Outcome, Request, SimNode, format};
 use basalt::sim::promise::{Promise, broken};
 
@@ -67,17 +68,39 @@ pub fn live(disk: &SimDisk, random: &mut Random, model: &mut Model) -> SimNode {
     node
 }
 
+/// Leaves extents that are nearly all garbage, and has what is live in them moved: most of it is in units then.
+fn collect(disk: &SimDisk, node: &mut SimNode, random: &mut Random) {
+    node.set_survivors_apart(true);
+    node.set_trim(true);
+    for nth in 0..30 {
+        let key = Key::from(format!("{TAIL}filler{}", nth % 4));
+        let mut value = vec![0; 150_000];
+        random.fill(&mut value);
+        let filled = node.run(disk, Request::Single(key, set(&value)));
+        assert_eq!(filled, Some(Outcome::Reply(Reply::Ok)));
+    }
+    for nth in 0..4 {
+        let key = Key::from(format!("{TAIL}filler{nth}"));
+        node.run(disk, Request::Single(key, Action::Delete));
+    }
+    assert_eq!(node.run(disk, Request::Compact), Some(Outcome::Done(Ok(()))));
+}
+
 pub fn canonical() -> Canonical {
     let disk = SimDisk::new(config(), 1);
     format(&disk, SHARDS, 1);
     let mut random = Random::new(11);
     let mut model: Model = (0..24).map(|n| (Key::from(format!("key:{n:02}")), None)).collect();
-    assert!(live(&disk, &mut random, &mut model).stop(&disk));
+    let mut node = live(&disk, &mut random, &mut model);
+    collect(&disk, &mut node, &mut random);
+    assert!(node.stop(&disk));
     // This life ends by a kill, so that the next one starts behind an unclean stop.
     drop(live(&disk, &mut random, &mut model));
     disk.crash(&mut CrashChoice::Nothing);
     let stale = SimDisk::from_image(config(), 2, disk.snapshot());
     let mut node = live(&disk, &mut random, &mut model);
+    // What the first collection kept may all have been written over since.
+    collect(&disk, &mut node, &mut random);
     // The last frames of a log, lost together, can't be told from frames that never completed. Keys that nobody asks for
     // lie there, so that two blocks at once do not reach the others.
     for number in 0..8 {
@@ -102,6 +125,8 @@ pub struct Findings {
     pub salvaged_in_doubt: u64,
     pub salvaged_in_whole: u64,
     pub salvage_refused: u64,
+    /// Images in which a unit of survivors was durable and is not there.
+    pub units_missing: u64,
 }
 
 /// What a salvage gives.
@@ -169,7 +194,10 @@ impl Canonical {
     pub fn mutate(&self, what: &str, damage: impl FnOnce(&SimDisk), findings: &mut Findings) {
         let disk = SimDisk::from_image(config(), 3, self.image.clone());
         damage(&disk);
+        probe::take().for_each(drop);
         let is_clean = check(&mut disk.open_queue(), &mut |_, _| {}).is_ok_and(|report| report.is_clean());
+        let is_unit_missing = probe::take().any(|(name, _)| name == "durable unit missing");
+        findings.units_missing += u64::from(is_unit_missing);
         findings.clean += u64::from(is_clean);
         self.salvage(what, &disk, findings);
         let Some(mut node) = boot(&disk) else {

@@ -5,8 +5,11 @@ use crate::engine::action::is_expired;
 use crate::engine::log::{Draft, Moved};
 use crate::engine::op::{BatchId, Key};
 use crate::engine::operations::AppendError;
+use crate::engine::survivors::NotStaged;
 use crate::format::frame::{FRAME_HEADER_SIZE, FrameHeader};
 use crate::format::record::{Record, RecordType};
+use crate::format::unit::UnitHeader;
+use crate::format::{FormatError, Place};
 use crate::planted::{Bug, is_planted};
 
 /// Bytes of the log that one pass may move: what comes from clients goes in between.
@@ -20,6 +23,34 @@ enum Fate {
     MoveLive,
     MoveDelete,
     MoveCommit,
+}
+
+/// A frame or a unit of a victim, from its header.
+struct Piece {
+    number: u64,
+    /// Where what is in it stands in the order of frames.
+    order: u64,
+    size: u32,
+    payload_size: u32,
+}
+
+impl Piece {
+    fn decode(
+        active: &Collection,
+        place: Place,
+        offset: u32,
+        block_size: u32,
+        room: u64,
+    ) -> Result<Piece, FormatError> {
+        if active.has_units {
+            let header = UnitHeader::decode(&active.bytes, place, offset, block_size, room)?;
+            let UnitHeader { unit: number, follows: order, size, payload_size, .. } = header;
+            return Ok(Piece { number, order, size, payload_size });
+        }
+        let header = FrameHeader::decode(&active.bytes, place, offset, block_size, room)?;
+        let FrameHeader { frame, size, payload_size, .. } = header;
+        Ok(Piece { number: frame, order: frame, size, payload_size })
+    }
 }
 
 pub(super) enum Moving {
@@ -51,15 +82,15 @@ impl<D: Device> Engine<D> {
                 let at_end = active.at + active.bytes.len() as u64 >= active.end;
                 return if at_end { Moving::Damaged("it ends too early".into()) } else { Moving::NeedBytes };
             }
-            let header =
-                match FrameHeader::decode(&active.bytes, place, offset, self.superblock.block_size, room) {
-                    Ok(header) if header.frame == active.next_frame => header,
-                    Ok(header) => {
-                        let (got, expected) = (header.frame, active.next_frame);
-                        return self.doubt_bytes(active, format!("frame {got} where {expected} should be"));
-                    }
-                    Err(error) => return self.doubt_bytes(active, error.to_string()),
-                };
+            let header = match Piece::decode(active, place, offset, self.superblock.block_size, room) {
+                Ok(header) if header.number == active.next_frame => header,
+                Ok(header) => {
+                    let (got, expected) = (header.number, active.next_frame);
+                    return self.doubt_bytes(active, format!("frame {got} where {expected} should be"));
+                }
+                Err(error) => return self.doubt_bytes(active, error.to_string()),
+            };
+            active.order = header.order;
             if active.bytes.len() < header.size as usize {
                 return Moving::NeedBytes;
             }
@@ -134,6 +165,15 @@ impl<D: Device> Engine<D> {
             Fate::MoveCommit => Record { value: &[0, 0], ..*record },
         };
         let is_live = matches!(moved.kind, RecordType::Put | RecordType::Chunk);
+        match self.stage_survivor(at, &moved, (active.extent, offset), is_live) {
+            Ok(size) => {
+                probe::hit_if(moved.kind == RecordType::Chunk, Probe::ChunkMoved);
+                self.collector.stats.bytes_moved += size;
+                return Ok(size);
+            }
+            Err(NotStaged::Busy) => return Err(Moving::Pause(false)),
+            Err(NotStaged::NoRoom) => {}
+        }
         match self.append(at, Draft { record: moved, purpose: Purpose::Collection, lazy: true }, clock) {
             Ok(appended) => {
                 if is_live {
@@ -169,6 +209,8 @@ impl<D: Device> Engine<D> {
     ) -> Fate {
         let at = active.shard;
         let shard = &self.shards[at];
+        // Nothing older of the key can be anywhere else.
+        let is_last = active.order <= active.horizon;
         match record.kind {
             RecordType::Retired => Fate::Drop,
             // Only the oldest extent may have one, and then nothing is left that it drops.
@@ -194,8 +236,8 @@ impl<D: Device> Engine<D> {
                 let needed = match (record.kind, entry) {
                     (_, Some(_)) => is_here,
                     // Absent: this says so, as does one that expires, or an older record of the key would come back.
-                    (RecordType::Delete, None) => !active.is_oldest && !is_planted(Bug::DropsTombstones),
-                    (_, None) => record.expires_at_ms != 0 && !active.is_oldest,
+                    (RecordType::Delete, None) => !is_last && !is_planted(Bug::DropsTombstones),
+                    (_, None) => record.expires_at_ms != 0 && !is_last,
                 };
                 if !needed {
                     return Fate::Drop;
@@ -213,7 +255,7 @@ impl<D: Device> Engine<D> {
                 if is_here {
                     // Reaps it.
                     self.shards[at].lookup(key, clock.unix_ms);
-                    if active.is_oldest {
+                    if is_last {
                         return Fate::Drop;
                     }
                 }

@@ -26,9 +26,11 @@ impl<D: Device> Engine<D> {
         let mut progress = false;
         // A commit record that a batch still rests on must be somewhere else before its frame may go; it was moved.
         if !emptied.is_empty() {
-            let ranges: Vec<(u64, u64)> =
+            let frames: Vec<(u64, u64)> =
                 emptied.iter().filter_map(|number| shard.extents.frames_of(*number)).collect();
-            match shard.log.retire(ranges, &self.allocator) {
+            let units: Vec<(u64, u64)> =
+                emptied.iter().filter_map(|number| shard.extents.units_of(*number)).collect();
+            match shard.log.retire(frames, units, &self.allocator) {
                 Ok(appended) => {
                     shard.clean = false;
                     for number in emptied {
@@ -129,7 +131,8 @@ impl<D: Device> Engine<D> {
         let (shards, answers) = (&self.shards, &mut self.answers);
         self.collector.compactions.retain(|(at, token)| {
             let is_left = candidates.iter().any(|one| one.shard == *at && one.is_worth_it());
-            let is_done = !is_left && shards[*at].extents.leaving.is_empty();
+            let is_done =
+                !is_left && shards[*at].extents.leaving.is_empty() && !shards[*at].survivors.is_busy();
             if is_done {
                 answers.push((*token, Answer::Done));
             }

@@ -18,12 +18,12 @@ use crate::engine::op::{BatchId, ShardId};
 use crate::format::FormatError;
 use crate::format::checkpoint::{
     CHECKPOINT_VERSION, CheckpointHeader, ExtentSummary, IndexedKey, Item, PartRecord, ShardPosition,
-    decode_chunk, decode_items,
+    UnitPosition, decode_chunk, decode_items,
 };
-use crate::format::frame_ranges::FrameRanges;
 use crate::format::front_coded;
 use crate::format::manifest;
 use crate::format::record::RecordType;
+use crate::format::retirement::{Retirement, UnitMark};
 use crate::format::superblock::Superblock;
 use crate::probe::{self, Probe};
 
@@ -34,7 +34,9 @@ const WINDOW_SIZE: usize = 4 << 20;
 pub(super) struct Base {
     pub(super) position: ShardPosition,
     pub(super) extents: Vec<ExtentSummary>,
-    pub(super) retired: FrameRanges,
+    pub(super) retired: Retirement,
+    /// How far its units were.
+    pub(super) units: UnitPosition,
     pub(super) commits: Vec<BatchId>,
     pub(super) parts: Vec<(BatchId, Part)>,
     pub(super) index: HashIndex,
@@ -50,7 +52,8 @@ impl Base {
         Base {
             position,
             extents: Vec::new(),
-            retired: FrameRanges::default(),
+            retired: Retirement::default(),
+            units: UnitPosition { last: 0, epoch: 0, open: None },
             commits: Vec::new(),
             parts: Vec::new(),
             index: HashIndex::default(),
@@ -353,7 +356,12 @@ fn take(item: Item<'_>, bases: &mut Vec<Base>, entries: &mut u64) -> Result<(), 
             base.chunks.insert(chunk.id, found);
         }
         Item::Extent(summary) => base.extents.push(summary),
-        Item::Retired(first, last) => base.retired.insert(first, last),
+        Item::Retired(first, last) => base.retired.frames.insert(first, last),
+        Item::RetiredUnits(first, last) => base.retired.units.insert(first, last),
+        Item::Units(position) => {
+            base.retired.mark = UnitMark { last: position.last, epoch: position.epoch };
+            base.units = position;
+        }
         Item::Commit((boot, number)) => base.commits.push(BatchId { boot, number }),
         Item::Part((boot, number), coordinator, is_delete, record) => {
             let kind = if is_delete { RecordType::Delete } else { RecordType::Put };

@@ -6,13 +6,14 @@ use bytes::Bytes;
 
 use super::Damage;
 use super::survey::lost_header;
+use super::units::{UnitRead, unit_at};
 use crate::engine::index::RecordRef;
 use crate::engine::op::{BatchId, ShardId};
-use crate::format::extent::ExtentHeader;
+use crate::format::extent::{ExtentHeader, ExtentRole};
 use crate::format::frame::{FRAME_HEADER_SIZE, FrameHeader};
-use crate::format::frame_ranges::FrameRanges;
 use crate::format::manifest::{self, ManifestPiece};
 use crate::format::record::{Decoded, Record, RecordType};
+use crate::format::retirement::Retirement;
 use crate::format::superblock::Superblock;
 use crate::format::{FormatError, Place};
 use crate::probe::{self, Probe};
@@ -25,7 +26,7 @@ pub(in crate::engine) struct Found {
     pub(in crate::engine) batch: Option<(BatchId, ShardId)>,
     pub(in crate::engine) participant_count: u16,
     /// What a record of that kind says is retired.
-    pub(in crate::engine) retired: Option<FrameRanges>,
+    pub(in crate::engine) retired: Option<Retirement>,
     /// The id of a chunk.
     pub(in crate::engine) chunk: Option<u64>,
     /// The pieces of a long value, where its manifest can be read.
@@ -130,6 +131,31 @@ pub(super) fn read_frame(
     read
 }
 
+/// What the frames of an extent say is retired, each with its number, the newest first.
+pub(super) fn retirements(
+    superblock: &Superblock,
+    id: ShardId,
+    header: &ExtentHeader,
+    bytes: &[u8],
+) -> Vec<(u64, Retirement)> {
+    let block = superblock.block_size as usize;
+    let place = Place::new(&superblock.uuid, &superblock.secret, id, header.extent, header.epoch);
+    let mut found = Vec::new();
+    let mut at = block;
+    while at < bytes.len() {
+        let Some((frame, size)) = frame_at(bytes, at, place, superblock) else {
+            at += block;
+            continue;
+        };
+        let read = read_frame(&bytes[at..at + size], frame, header.extent, at, place, id);
+        let retired = read.records.into_iter().filter_map(|record| record.retired).last();
+        found.extend(retired.map(|retired| (frame.frame, retired)));
+        at += size;
+    }
+    found.reverse();
+    found
+}
+
 /// The frames of an extent, given whole, whether they count or not, and its header or what they say in its place.
 pub(in crate::engine) fn frames_of(
     bytes: &[u8],
@@ -140,6 +166,9 @@ pub(in crate::engine) fn frames_of(
     let header = ExtentHeader::decode(&bytes[..block], &superblock.uuid, &superblock.secret, extent).ok();
     let lost = lost_header(bytes, extent, header.as_ref(), superblock);
     let Some(header) = lost.or(header) else { return (None, Vec::new()) };
+    if header.role == ExtentRole::Survivors {
+        return (Some(header), Vec::new());
+    }
     let place = Place::new(&superblock.uuid, &superblock.secret, header.shard, extent, header.epoch);
     let mut frames = Vec::new();
     let mut at = block;
@@ -152,6 +181,25 @@ pub(in crate::engine) fn frames_of(
         at += size;
     }
     (Some(header), frames)
+}
+
+/// The units of an extent of survivors, given whole, whether they count or not.
+pub(in crate::engine) fn units_of(
+    bytes: &[u8],
+    header: &ExtentHeader,
+    superblock: &Superblock,
+) -> Vec<UnitRead> {
+    let block = superblock.block_size as usize;
+    let (uuid, secret) = (&superblock.uuid, &superblock.secret);
+    let place = Place::new(uuid, secret, header.shard, header.extent, header.epoch);
+    let mut units = Vec::new();
+    let mut at = block;
+    while at < bytes.len() {
+        let found = unit_at(bytes, at, header, place, superblock);
+        at += found.as_ref().map_or(block, |unit| unit.header.size as usize);
+        units.extend(found);
+    }
+    units
 }
 
 /// The record `position` bytes into `bytes`, which start `at` bytes into the extent.
@@ -179,7 +227,7 @@ pub(super) fn found_at(
         is_long: record.is_manifest(),
     };
     let retired = match record.kind {
-        RecordType::Retired if value_intact => Some(FrameRanges::decode(record.value)?),
+        RecordType::Retired if value_intact => Some(Retirement::decode(record.value)?),
         _ => None,
     };
     let batch = record.batch.map(|mark| (BatchId { boot: mark.boot, number: mark.number }, mark.coordinator));

@@ -15,11 +15,12 @@ use crate::engine::index::{Directory, Expiries, HashIndex, Identity, Index, Reco
 use crate::engine::log::{OpenExtent, ShardLog};
 use crate::engine::op::{BatchId, ShardId};
 use crate::engine::shard::ShardState;
+use crate::engine::survivors::FoundUnits;
 use crate::format::Place;
-use crate::format::frame_ranges::FrameRanges;
 use crate::format::layout::{collection_extent_count, reserve_extent_count};
 use crate::format::manifest::ManifestPiece;
 use crate::format::record::RecordType;
+use crate::format::retirement::Retirement;
 use crate::format::superblock::Superblock;
 use crate::planted::{Bug, is_planted};
 use crate::probe::{self, Probe};
@@ -79,7 +80,9 @@ pub struct ScannedShard {
     /// Extents with accepted frames.
     pub(super) extents: BTreeMap<u32, Extent>,
     /// Frames that are not needed any more, and the frame that says so.
-    pub(super) retired: (u64, FrameRanges),
+    pub(super) retired: (u64, Retirement),
+    /// How far its units are.
+    pub(super) units: FoundUnits,
     pub(super) open: Option<OpenExtent>,
     /// Extents that hold accepted frames: in use.
     pub used_extents: Vec<u32>,
@@ -96,6 +99,15 @@ pub struct ScannedShard {
 }
 
 impl ScannedShard {
+    /// Applies a record of a unit, which stands behind every frame that was read so far: it is the newest of its key whatever
+    /// was lost before, and its sequence is that of when it was first written.
+    pub(super) fn apply_survivor(&mut self, found: Found, secret: &[u8; 16]) {
+        if self.doubt.below > 0 && matches!(found.kind, RecordType::Put | RecordType::Delete) {
+            self.doubt.known.insert(hash_key(secret, &found.key).identity());
+        }
+        self.apply(found, secret);
+    }
+
     pub(super) fn apply(&mut self, found: Found, secret: &[u8; 16]) {
         self.record_count += 1;
         self.history.on_record(&found);
@@ -269,6 +281,7 @@ impl ScannedShard {
             manifests: self.manifests,
             chunks: self.chunks,
             log,
+            units: self.units,
             extents,
             is_collectable: self.damage.is_empty(),
             copies_due,
@@ -404,6 +417,12 @@ pub struct Doubt {
 }
 
 impl Doubt {
+    /// Records with lower sequences were lost, and nothing that was seen so far is newer than they may have been.
+    pub(super) fn raise_all(&mut self, below: u64) {
+        self.below = self.below.max(below);
+        self.known.clear();
+    }
+
     /// Records with lower sequences were lost.
     pub(super) fn raise(&mut self, below: u64) {
         if below > self.below {

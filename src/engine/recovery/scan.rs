@@ -1,24 +1,29 @@
 //! The scan of one shard: its frames in order, and what their absence means.
 
+mod survivors;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
 use super::checkpoint::{Base, ShardCheckpoint};
-use super::frames::{FrameRead, frame_at, read_frame, salvage};
+use super::frames::{FrameRead, frame_at, read_frame, retirements, salvage};
 use super::history::History;
 use super::read::{Extent, reread};
 use super::resolve::{Doubt, ScannedShard};
+use super::survey::Chains;
+use super::units::{ReadFrom, Units, UnitsBase};
 use super::{Damage, TornTail};
 use crate::device::{Device, IoError};
 use crate::engine::extents;
 use crate::engine::index::{Directory, Expiries, HashIndex, Index};
 use crate::engine::log::OpenExtent;
 use crate::engine::op::ShardId;
+use crate::engine::survivors::FoundUnits;
 use crate::format::Place;
 use crate::format::checkpoint::{ExtentSummary, ShardPosition};
 use crate::format::extent::ExtentHeader;
-use crate::format::frame_ranges::FrameRanges;
+use crate::format::retirement::Retirement;
 use crate::format::superblock::{IndexKind, Superblock};
 use crate::planted::{Bug, is_planted};
 use crate::probe::{self, Probe};
@@ -32,7 +37,7 @@ pub fn scan_shard<D: Device>(
     device: &mut D,
     superblock: &Superblock,
     id: ShardId,
-    chain: &[ExtentHeader],
+    chain: Chains<'_>,
     progress: &mut dyn FnMut(u64),
 ) -> Result<ScannedShard, IoError> {
     scan_shard_watching(device, superblock, id, chain, &BTreeSet::new(), progress)
@@ -43,13 +48,13 @@ pub fn scan_shard_watching<D: Device>(
     device: &mut D,
     superblock: &Superblock,
     id: ShardId,
-    chain: &[ExtentHeader],
+    chain: Chains<'_>,
     watched: &BTreeSet<Bytes>,
     progress: &mut dyn FnMut(u64),
 ) -> Result<ScannedShard, IoError> {
     let mut kept = None;
     let mut tries = 0;
-    for header in chain.iter().rev() {
+    for header in chain.log.iter().rev() {
         let extent = Extent::read(device, superblock, header.extent)?;
         let found = retirements(superblock, id, header, &extent.bytes);
         // The scan needs it again.
@@ -57,7 +62,7 @@ pub fn scan_shard_watching<D: Device>(
         for (frame, retired) in found {
             probe::hit_if(tries > 0, Probe::OlderRetirementTaken);
             tries += 1;
-            let scan = Scan::new(superblock, id, &retired).watching(watched);
+            let scan = Scan::new(superblock, id, chain, &retired, UnitsBase::default()).watching(watched);
             let scanned = scan_with(device, superblock, scan, chain, &mut kept, progress)?;
             // Numbers of frames that were torn off come again, hence both.
             if scanned.retired == (frame, retired) {
@@ -65,8 +70,8 @@ pub fn scan_shard_watching<D: Device>(
             }
         }
     }
-    let nothing = FrameRanges::default();
-    let scan = Scan::new(superblock, id, &nothing).watching(watched);
+    let nothing = Retirement::default();
+    let scan = Scan::new(superblock, id, chain, &nothing, UnitsBase::default()).watching(watched);
     scan_with(device, superblock, scan, chain, &mut kept, progress)
 }
 
@@ -75,7 +80,7 @@ pub fn recover_shard<D: Device>(
     device: &mut D,
     superblock: &Superblock,
     id: ShardId,
-    chain: &[ExtentHeader],
+    chain: Chains<'_>,
     base: Option<ShardCheckpoint>,
     progress: &mut dyn FnMut(u64),
 ) -> Result<ScannedShard, IoError> {
@@ -96,7 +101,7 @@ fn scan_from<D: Device>(
     device: &mut D,
     superblock: &Superblock,
     base: Base,
-    chain: &[ExtentHeader],
+    chain: Chains<'_>,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Option<ScannedShard>, IoError> {
     let position = base.position;
@@ -109,7 +114,7 @@ fn scan_from<D: Device>(
         let is_covered = base.covers(header.extent, header.epoch);
         (is_covered && is_open) || (!is_covered && header.first_frame > position.frame)
     };
-    for header in chain.iter().rev().filter(behind).filter(|_| !is_alone) {
+    for header in chain.log.iter().rev().filter(behind).filter(|_| !is_alone) {
         let from =
             if base.covers(header.extent, header.epoch) { position.open.map_or(0, |open| open.1) } else { 0 };
         let extent = Extent::read_behind(device, superblock, header.extent, from as usize)?;
@@ -121,16 +126,18 @@ fn scan_from<D: Device>(
     }
     let retired = newest.map_or_else(|| base.retired.clone(), |(_, retired)| retired);
     let is_there = |one: &ExtentSummary| {
-        retired.contains(one.first_frame)
+        is_retired(&retired, one)
             || chain.iter().any(|header| header.extent == one.extent && header.epoch == one.epoch)
     };
-    let is_open_there =
-        position.open.is_none_or(|(open, _)| base.extents.iter().any(|one| one.extent == open));
+    let is_known = |open: Option<(u32, u32)>| {
+        open.is_none_or(|(open, _)| base.extents.iter().any(|one| one.extent == open))
+    };
+    let is_open_there = is_known(position.open);
     // An extent that is neither retired nor there was lost: the whole log says what that means.
     if !is_open_there || !base.extents.iter().all(is_there) {
         return Ok(None);
     }
-    let scan = Scan::from_base(superblock, base, &retired, is_alone);
+    let scan = Scan::from_base(superblock, base, chain, &retired, is_alone);
     let scanned = scan_with(device, superblock, scan, chain, &mut kept, progress)?;
     // One that was torn off with the tail had not retired anything yet; then it is not worth another way.
     if scanned.retired.1 != retired {
@@ -145,41 +152,16 @@ fn scan_from<D: Device>(
     Ok(Some(scanned))
 }
 
-/// What the frames of an extent say is retired, each with its number, the newest first.
-fn retirements(
-    superblock: &Superblock,
-    id: ShardId,
-    header: &ExtentHeader,
-    bytes: &[u8],
-) -> Vec<(u64, FrameRanges)> {
-    let block = superblock.block_size as usize;
-    let place = Place::new(&superblock.uuid, &superblock.secret, id, header.extent, header.epoch);
-    let mut found = Vec::new();
-    let mut at = block;
-    while at < bytes.len() {
-        let Some((frame, size)) = frame_at(bytes, at, place, superblock) else {
-            at += block;
-            continue;
-        };
-        let read = read_frame(&bytes[at..at + size], frame, header.extent, at, place, id);
-        let retired = read.records.into_iter().filter_map(|record| record.retired).last();
-        found.extend(retired.map(|retired| (frame.frame, retired)));
-        at += size;
-    }
-    found.reverse();
-    found
-}
-
 fn scan_with<D: Device>(
     device: &mut D,
     superblock: &Superblock,
     mut scan: Scan<'_>,
-    chain: &[ExtentHeader],
+    chain: Chains<'_>,
     kept: &mut Option<(u32, Extent)>,
     progress: &mut dyn FnMut(u64),
 ) -> Result<ScannedShard, IoError> {
     let retired = scan.retired;
-    for header in chain.iter().filter(|header| !retired.contains(header.first_frame)) {
+    for header in chain.log.iter().filter(|header| !retired.frames.contains(header.first_frame)) {
         if header.ordinal == 0 {
             scan.lost_header(header.extent);
         }
@@ -189,18 +171,31 @@ fn scan_with<D: Device>(
             None => Extent::read_behind(device, superblock, header.extent, from)?,
         };
         let size = (bytes.len() - from) as u64;
-        let mut again = |from| Extent::read_part(device, superblock, header.extent, from);
-        scan.extent(header, from, bytes, unreadable, &mut again)?;
-        progress(size);
+        let mut read = |extent, from| Extent::read_part(device, superblock, extent, from);
+        scan.extent(header, from, bytes, unreadable, &mut read)?;
+        progress(size + std::mem::take(&mut scan.units.bytes_read));
     }
+    let mut read = |extent, from| Extent::read_part(device, superblock, extent, from);
+    scan.end_units(&mut read)?;
+    progress(scan.units.bytes_read);
     Ok(scan.finish())
+}
+
+/// Whether what is in an extent is not needed any more.
+fn is_retired(retired: &Retirement, one: &ExtentSummary) -> bool {
+    match one.follows {
+        None => retired.frames.contains(one.first_frame),
+        Some(_) => retired.units.contains(one.first_frame),
+    }
 }
 
 /// The state of one shard's scan.
 pub(super) struct Scan<'a> {
     superblock: &'a Superblock,
-    /// Frames that need not be there.
-    retired: &'a FrameRanges,
+    /// Frames and units that need not be there.
+    retired: &'a Retirement,
+    /// The units, to be put between the frames.
+    units: Units<'a>,
     out: ScannedShard,
     /// Frames behind a gap, or damaged ones, until it is known whether the missing ones were durable.
     suspects: Vec<FrameRead>,
@@ -223,7 +218,13 @@ struct Covered {
 }
 
 impl<'a> Scan<'a> {
-    fn new(superblock: &'a Superblock, id: ShardId, retired: &'a FrameRanges) -> Scan<'a> {
+    fn new(
+        superblock: &'a Superblock,
+        id: ShardId,
+        chain: Chains<'a>,
+        retired: &'a Retirement,
+        base: UnitsBase,
+    ) -> Scan<'a> {
         let out = ScannedShard {
             id,
             index: HashIndex::default(),
@@ -244,7 +245,8 @@ impl<'a> Scan<'a> {
             log_bytes: 0,
             places: BTreeMap::new(),
             extents: BTreeMap::new(),
-            retired: (0, FrameRanges::default()),
+            retired: (0, Retirement::default()),
+            units: FoundUnits { is_any: !chain.survivors.is_empty(), ..FoundUnits::default() },
             open: None,
             used_extents: Vec::new(),
             doubt: Doubt::default(),
@@ -258,6 +260,7 @@ impl<'a> Scan<'a> {
         let mut scan = Scan {
             superblock,
             retired,
+            units: Units::new(superblock, id, chain.survivors, retired, base),
             out,
             suspects: Vec::new(),
             suspects_durable: 0,
@@ -279,17 +282,31 @@ impl<'a> Scan<'a> {
     fn from_base(
         superblock: &'a Superblock,
         mut base: Base,
-        retired: &'a FrameRanges,
+        chain: Chains<'a>,
+        retired: &'a Retirement,
         is_alone: bool,
     ) -> Scan<'a> {
         let position = base.position;
-        let mut scan = Scan::new(superblock, position.shard, retired);
-        let stays = |one: &&ExtentSummary| !retired.contains(one.first_frame);
+        let units = base.units;
+        let of_units = UnitsBase {
+            last: units.last,
+            open: units.open,
+            covered: base.extents.iter().map(|one| (one.extent, one.epoch)).collect(),
+            frame: position.frame,
+        };
+        let any = chain;
+        let chain = if is_alone { Chains { survivors: &[], ..chain } } else { chain };
+        let mut scan = Scan::new(superblock, position.shard, chain, retired, of_units);
+        scan.out.units.is_any = !any.survivors.is_empty();
+        scan.out.units.last = units.last;
+        let stays = |one: &&ExtentSummary| !is_retired(retired, one);
         let place = |one: &ExtentSummary| {
             Place::new(&superblock.uuid, &superblock.secret, position.shard, one.extent, one.epoch)
         };
         let out = &mut scan.out;
-        let is_open = |extent: u32| position.open.is_some_and(|(open, _)| open == extent);
+        let ends = [position.open, units.open];
+        let end_of =
+            |extent: u32| ends.iter().flatten().find(|(open, _)| *open == extent).map(|(_, end)| *end);
         for one in base.extents.iter().filter(stays) {
             out.places.insert(one.extent, place(one));
             out.used_extents.push(one.extent);
@@ -299,6 +316,7 @@ impl<'a> Scan<'a> {
                 carry_bytes: one.carry_bytes,
                 carry_parts: one.carry_parts,
                 has_clear: one.has_clear,
+                follows: one.follows,
                 ..extents::Extent::new(place(one), one.epoch, one.first_frame, one.is_reserve)
             };
             out.extents.insert(one.extent, extent);
@@ -311,9 +329,9 @@ impl<'a> Scan<'a> {
             }
         }
         let known = |extent: u32| known.get(extent as usize).is_some_and(|is_known| *is_known);
-        let end = position.open.map_or(0, |(_, end)| end);
         let is_before = |extent: u32, offset: u32| {
-            (known(extent) || is_planted(Bug::BelievesRetiredExtents)) && !(is_open(extent) && offset >= end)
+            (known(extent) || is_planted(Bug::BelievesRetiredExtents))
+                && end_of(extent).is_none_or(|end| offset < end)
         };
         base.index.retain(&mut |identity, entry| {
             let stays = is_before(entry.extent, entry.offset);
@@ -338,6 +356,22 @@ impl<'a> Scan<'a> {
         out.last_sequence = position.next_sequence - 1;
         let open_stays = position.open.filter(|(open, _)| known(*open));
         scan.append_at = open_stays.map(|(open, end)| (open, u64::from(end)));
+        let header_of = |extent: u32, epoch: u64| {
+            any.survivors.iter().find(|header| header.extent == extent && header.epoch == epoch)
+        };
+        for header in any.survivors {
+            if let Some(one) =
+                scan.out.extents.get_mut(&header.extent).filter(|one| one.epoch == header.epoch)
+            {
+                one.ordinal = header.ordinal;
+            }
+        }
+        scan.out.units.open = units.open.filter(|(open, _)| known(*open)).and_then(|(open, end)| {
+            let one = base.extents.iter().find(|one| one.extent == open)?;
+            let header = *header_of(open, one.epoch)?;
+            let position = u64::from(end);
+            Some(OpenExtent { header, place: place(one), position, for_collection: false })
+        });
         let extents = base.extents.iter().map(|one| (one.extent, one.epoch)).collect();
         scan.covered = Some(Covered { position, extents, is_alone });
         scan.skip_retired();
@@ -360,13 +394,13 @@ impl<'a> Scan<'a> {
 
     /// Passes over frames that are retired: the log goes on behind them.
     fn skip_retired(&mut self) {
-        if let Some(last) = self.retired.end_of(self.out.last_frame + 1) {
+        if let Some(last) = self.retired.frames.end_of(self.out.last_frame + 1) {
             probe::hit(Probe::RetiredFramesSkipped);
             self.out.last_frame = last;
         }
     }
 
-    /// Reads the frames of one extent. `again` reads the rest of it once more: before anything is called torn or damaged
+    /// Reads the frames of one extent. `read` reads the rest of it once more, and the extents of units: before anything is called torn or damaged
     /// it must look the same twice, since a medium may be wrong once and right the next time.
     fn extent(
         &mut self,
@@ -374,7 +408,7 @@ impl<'a> Scan<'a> {
         from: usize,
         mut bytes: Vec<u8>,
         mut unreadable: Vec<usize>,
-        again: &mut dyn FnMut(usize) -> Result<Extent, IoError>,
+        read_from: &mut ReadFrom<'_>,
     ) -> Result<(), IoError> {
         let superblock = self.superblock;
         let block = superblock.block_size as usize;
@@ -392,7 +426,8 @@ impl<'a> Scan<'a> {
             let is_plain = read.as_ref().is_some_and(|read| read.damage.is_empty());
             if !is_plain && !sure {
                 sure = true;
-                if !reread(&mut bytes, &mut unreadable, at, again)? {
+                let mut again = |from| read_from(header.extent, from);
+                if !reread(&mut bytes, &mut unreadable, at, &mut again)? {
                     let offset = superblock.layout.extent_offset(header.extent) + at as u64;
                     return Err(IoError::UnrecoveredRead { offset, size: (bytes.len() - at) as u64 });
                 }
@@ -415,7 +450,7 @@ impl<'a> Scan<'a> {
             if is_void {
                 probe::hit(Probe::StaleFrameSkipped);
             } else {
-                self.frame(read, &bytes);
+                self.frame(read, &bytes, read_from)?;
             }
             // Only a frame that counts says where the next one is: a void one may reach over what replaced its end.
             at += if self.out.last_frame > before && self.out.last_frame >= frame.frame {
@@ -455,7 +490,7 @@ impl<'a> Scan<'a> {
         self.out.damage.push(damage);
     }
 
-    fn frame(&mut self, read: FrameRead, bytes: &[u8]) {
+    fn frame(&mut self, read: FrameRead, bytes: &[u8], read_from: &mut ReadFrom<'_>) -> Result<(), IoError> {
         // A boot goes on from where its recovery cut: what older boots left from that number on is void. Within one boot a
         // number comes again only in another extent, after the write in the earlier one failed.
         let (frame, boot, extent) = (read.header.frame, read.header.boot, read.extent);
@@ -464,23 +499,23 @@ impl<'a> Scan<'a> {
         self.suspects_durable = self.suspects.iter().map(|one| one.header.durable).max().unwrap_or(0);
         let is_next = read.header.frame == self.out.last_frame + 1 || is_planted(Bug::AcceptsGaps);
         if is_next && read.damage.is_empty() && self.suspects.is_empty() {
-            self.accept(read);
-            return;
+            return self.accept(read, read_from);
         }
         // An older boot's leftovers behind a suspect of a newer one can't be its successors.
         if self.suspects.last().is_some_and(|last| read.header.boot < last.header.boot) {
-            return;
+            return Ok(());
         }
         self.suspects_durable = self.suspects_durable.max(read.header.durable);
         self.suspects.push(read);
         if self.suspects_durable > self.out.last_frame {
-            self.judge(bytes);
+            self.judge(bytes, read_from)?;
         }
+        Ok(())
     }
 
     /// A frame behind the gap says that the gap was durable: take what can be trusted and report the rest. `bytes` are
     /// those of the extent that is being read.
-    fn judge(&mut self, bytes: &[u8]) {
+    fn judge(&mut self, bytes: &[u8], read_from: &mut ReadFrom<'_>) -> Result<(), IoError> {
         for read in std::mem::take(&mut self.suspects) {
             if read.header.frame <= self.out.last_frame {
                 continue;
@@ -488,17 +523,19 @@ impl<'a> Scan<'a> {
             // What nobody calls durable may still turn out torn, and then nothing behind it happened.
             let lost_to = (read.header.frame - 1).min(self.suspects_durable);
             if lost_to > self.out.last_frame {
+                self.bring_units(self.out.last_frame, read_from)?;
                 self.lose(lost_to, &read, bytes);
             }
             let proven = read.header.frame <= self.suspects_durable;
             let is_next = read.header.frame == self.out.last_frame + 1;
             if is_next && (read.damage.is_empty() || proven) {
                 self.out.damage.extend(read.damage.iter().cloned());
-                self.accept(read);
+                self.accept(read, read_from)?;
             } else {
                 self.suspects.push(read);
             }
         }
+        Ok(())
     }
 
     /// Frames up to `lost_to` were durable and are not there; `next` is the first frame behind them.
@@ -523,7 +560,7 @@ impl<'a> Scan<'a> {
         let is_start_mark = starts_boot && missing == 1 && !out.clean && lost_to == next.header.frame - 1;
         let expected = out.accepted_sequence..next.header.first_sequence;
         out.last_frame = lost_to;
-        if let Some(last) = self.retired.end_of(lost_to + 1) {
+        if let Some(last) = self.retired.frames.end_of(lost_to + 1) {
             out.last_frame = last;
         }
         if is_start_mark || expected.is_empty() {
@@ -553,19 +590,23 @@ impl<'a> Scan<'a> {
             out.apply(one, &self.superblock.secret);
         }
         out.accepted_sequence = expected.end;
-        if out.used_extents.last() != Some(&next.extent) {
+        if !out.used_extents.contains(&next.extent) {
             out.used_extents.push(next.extent);
         }
     }
 
-    fn accept(&mut self, read: FrameRead) {
+    fn accept(&mut self, read: FrameRead, read_from: &mut ReadFrom<'_>) -> Result<(), IoError> {
+        self.bring_units(read.header.frame - 1, read_from)?;
+        if let Some(mark) = read.records.iter().filter_map(|found| found.retired.as_ref()).next_back() {
+            self.require_units(mark.mark.last, read.header.first_sequence);
+        }
         let out = &mut self.out;
         out.last_frame = read.header.frame;
         out.last_boot = read.header.boot;
         out.clean = read.header.clean;
         out.frame_count += 1;
         out.log_bytes += u64::from(read.header.size);
-        if out.used_extents.last() != Some(&read.extent) {
+        if !out.extents.contains_key(&read.extent) && !out.used_extents.contains(&read.extent) {
             out.used_extents.push(read.extent);
         }
         self.append_at = Some((read.extent, read.offset + u64::from(read.header.size)));
@@ -594,6 +635,7 @@ impl<'a> Scan<'a> {
             self.out.apply(found, &self.superblock.secret);
         }
         self.skip_retired();
+        Ok(())
     }
 
     fn finish(mut self) -> ScannedShard {
@@ -611,6 +653,16 @@ impl<'a> Scan<'a> {
                 offset: first.offset,
                 frame: out.last_frame + 1,
             });
+        }
+        for header in self.headers.values() {
+            if let Some(extent) = out.extents.get_mut(&header.extent) {
+                extent.ordinal = header.ordinal;
+            }
+        }
+        if let Some(open) = out.units.open
+            && let Some(extent) = out.extents.get_mut(&open.header.extent)
+        {
+            extent.last_frame = None;
         }
         // Extents without an accepted frame are free again: what they hold never happened.
         if let Some((extent, position)) = self.append_at

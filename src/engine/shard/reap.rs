@@ -14,11 +14,13 @@ impl Shard {
                 self.live -= 1;
                 self.expiries.remove(identity);
             }
-        } else if let Some(entry) = self.index.remove(identity) {
-            self.live -= 1;
-            self.count_gone(&entry);
+        } else {
             self.expiries.remove(identity);
-            self.forget_long(identity, &entry);
+            if let Some(entry) = self.index.remove(identity) {
+                self.live -= 1;
+                self.count_gone(&entry);
+                self.forget_long(identity, &entry);
+            }
         }
     }
 

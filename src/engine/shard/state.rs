@@ -9,6 +9,7 @@ use crate::engine::index::{Directory, Entry, Expiries, HashIndex, Identity, Inde
 use crate::engine::log::ShardLog;
 use crate::engine::op::{BatchId, Key, KeyRange, Order, ShardId};
 use crate::engine::recovery::{Doubt, FoundLong, read_tried};
+use crate::engine::survivors::FoundUnits;
 use crate::format::record::Record;
 use crate::format::superblock::Superblock;
 
@@ -24,6 +25,7 @@ pub struct ShardState {
     /// Chunks that those name.
     pub(in crate::engine) chunks: BTreeMap<u64, RecordRef>,
     pub(in crate::engine) log: ShardLog,
+    pub(in crate::engine) units: FoundUnits,
     pub(in crate::engine) extents: Extents,
     pub(in crate::engine) durable_frame: u64,
     pub(in crate::engine) clean: bool,

@@ -1,8 +1,9 @@
 //! Doubt beside expiry, on a shard as recovery hands it over.
 
 use super::*;
-use crate::format::frame_ranges::FrameRanges;
+use crate::engine::survivors::FoundUnits;
 use crate::format::layout;
+use crate::format::retirement::Retirement;
 
 fn superblock() -> Arc<Superblock> {
     Arc::new(Superblock {
@@ -42,7 +43,8 @@ fn a_key_newer_than_what_was_lost_is_absent_once_it_has_expired() {
         expiries,
         manifests: BTreeMap::new(),
         chunks: BTreeMap::new(),
-        log: ShardLog::new(ShardId(0), Arc::clone(&superblock), None, 30, 2, FrameRanges::default()),
+        log: ShardLog::new(ShardId(0), Arc::clone(&superblock), None, 30, 2, Retirement::default()),
+        units: FoundUnits::default(),
         extents: Extents::default(),
         is_collectable: true,
         copies_due: Vec::new(),

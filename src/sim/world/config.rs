@@ -29,6 +29,8 @@ pub struct WorldConfig {
     pub cache_size: usize,
     /// The disk is told which extents are free.
     pub trim: bool,
+    /// What garbage collection keeps goes to extents of its own, small as the disk is.
+    pub survivors_apart: bool,
     /// Bytes written between two checkpoints.
     pub checkpoint_interval: u64,
     /// Bytes of the longest chunk: small ones make long values of most.
@@ -58,6 +60,7 @@ impl WorldConfig {
             durability: Durability::Always,
             cache_size: [0, 0, 64 << 10, 2 << 20][random.index(4)],
             trim: random.chance(1, 2),
+            survivors_apart: seed % 4 != 3,
             checkpoint_interval: [0, 64 << 10, 1 << 20][random.index(3)],
             chunk_size: [CHUNK_SIZE_MAX as u64, 60_000, 5_000, 700][random.index(4)],
             value_scale: 1,
