@@ -262,6 +262,21 @@ impl Extents {
         }
     }
 
+    /// One more than the highest number of an extent.
+    pub(super) fn number_end(&self) -> usize {
+        self.all.last_key_value().map_or(0, |(number, _)| *number as usize + 1)
+    }
+
+    /// Entries are in the index now: of each extent by its number, their bytes, and how many of them are parts of batches.
+    pub(super) fn add_live(&mut self, live: &[(u64, u64)]) {
+        for (number, extent) in &mut self.all {
+            if let Some((bytes, parts)) = live.get(*number as usize) {
+                extent.live_bytes += bytes;
+                extent.live_parts += parts;
+            }
+        }
+    }
+
     /// An entry is in the index no more.
     pub(super) fn on_gone(&mut self, entry: &Entry) {
         if let Some(extent) = self.all.get_mut(&entry.extent) {
@@ -413,6 +428,56 @@ mod tests {
         extents.get_mut(3).unwrap().live_parts = 1;
         assert!(extents.has_older_parts(9) && !extents.has_older_parts(3));
         assert!(extents.remove(7).is_some() && extents.leaving.is_empty());
+    }
+
+    fn survivors(extents: &mut Extents, number: u32, units: (u64, u64), follows: (u64, u64)) {
+        let place = Place::new(&[1; 16], &[2; 16], ShardId(0), number, 1);
+        let one = Extent::new(place, 1, units.0, false);
+        extents.add(number, Extent { last_frame: Some(units.1), follows: Some(follows), ..one });
+    }
+
+    #[test]
+    fn what_is_older_than_everything_else_is_told_across_both_kinds() {
+        let mut extents = extents(&[(7, 1), (3, 11), (9, 30)]);
+        survivors(&mut extents, 20, (1, 4), (5, 25));
+        survivors(&mut extents, 21, (5, 6), (25, 28));
+        let horizon = |extents: &Extents, number: u32| {
+            let one = extents.get(number).unwrap();
+            let horizon = extents.horizons().of(number, one);
+            (horizon, one.part_up_to(horizon))
+        };
+        // Frames 1 to 10: what stands behind frame 5 may be older than those behind it.
+        assert_eq!(horizon(&extents, 7), (5, 128));
+        // Older frames are in extent 7.
+        assert_eq!(horizon(&extents, 3), (0, 0));
+        assert_eq!(horizon(&extents, 20), (0, 0));
+        extents.empty(7, 40);
+        // Units behind frame 5 to 25, and frame 11 is somewhere else.
+        assert_eq!(horizon(&extents, 20), (10, 256 * 6 / 21));
+        assert_eq!(horizon(&extents, 21), (0, 0), "units of extent 20 are older");
+        extents.empty(3, 41);
+        assert_eq!(horizon(&extents, 20), (29, 256));
+        extents.empty(20, 42);
+        assert_eq!(horizon(&extents, 21), (29, 256));
+        // The open extent of the log: nothing stands before its first frame but those units.
+        assert_eq!(horizon(&extents, 9).0, 25);
+        assert_eq!(extents.oldest(), Some(21));
+    }
+
+    #[test]
+    fn units_are_no_frames() {
+        let mut extents = extents(&[(7, 1), (3, 11)]);
+        survivors(&mut extents, 20, (1, 4), (5, 9));
+        assert_eq!((extents.frames_of(20), extents.units_of(20)), (None, Some((1, 4))));
+        assert_eq!((extents.frames_of(7), extents.units_of(7)), (Some((1, 10)), None));
+        // Before a FLUSHALL in frame 10 of extent 7, not before one in frame 9.
+        assert!(extents.is_before(20, 7, 10) && !extents.is_before(20, 7, 9));
+        assert!(extents.is_before(7, 3, 12) && !extents.is_before(3, 3, 12));
+        extents.get_mut(7).unwrap().live_parts = 1;
+        assert!(extents.has_older_parts(20) && extents.has_older_parts(3) && !extents.has_older_parts(7));
+        // A frame of the log that goes elsewhere leaves units where they are, whatever their numbers.
+        extents.on_relocated(3, 2);
+        assert!(extents.get(3).is_none() && extents.get(20).is_some_and(|one| one.last_frame == Some(4)));
     }
 
     #[test]

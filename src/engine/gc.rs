@@ -195,7 +195,7 @@ impl<D: Device> Engine<D> {
 
     /// One pass of garbage collection. True when anything happened.
     pub(super) fn collect(&mut self, clock: Clock) -> bool {
-        let mut progress = self.go_on_with_units();
+        let mut progress = self.committer.poisoned().is_none() && self.go_on_with_units();
         if self.committer.poisoned().is_some() || self.stopping {
             for at in 0..self.shards.len() {
                 self.drop_unit(at);
@@ -455,7 +455,12 @@ impl<D: Device> Engine<D> {
                 }
                 self.collector.stats.abandoned += 1;
                 self.collector.retry_us = clock.monotonic_us + RETRY_DELAY_US;
+                self.collector.next_look_us = 0;
                 self.leave(&active, ExtentState::InUse);
+                // Nobody is to wait for what it would free: there is no room to free it.
+                if let Some(one) = self.shards[active.shard].extents.get_mut(active.extent) {
+                    one.avoid_until_us = clock.monotonic_us + AVOID_TIME_US;
+                }
                 false
             }
             Moving::Damaged(what) => {
@@ -474,6 +479,8 @@ impl<D: Device> Engine<D> {
         if let Some(one) = self.shards[active.shard].extents.get_mut(active.extent) {
             one.state = state;
         }
+        // What it has put into the unit is not to wait for another collection.
+        self.close_unit(active.shard);
         self.allocator.end_collection();
     }
 

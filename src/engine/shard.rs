@@ -185,10 +185,17 @@ impl Shard {
         let hash = SecretHash(superblock.secret);
         let mut live_bytes = 0;
         let mut extents = std::mem::take(&mut state.extents);
+        // By number rather than by looking each up in a tree: there are as many entries as keys.
+        let mut live: Vec<(u64, u64)> = vec![(0, 0); extents.number_end()];
         state.each(&mut |_, entry| {
-            live_bytes += u64::from(entry.size());
-            extents.on_entry(entry);
+            let size = u64::from(entry.size());
+            live_bytes += size;
+            if let Some((bytes, parts)) = live.get_mut(entry.extent as usize) {
+                *bytes += size;
+                *parts += u64::from(entry.is_part);
+            }
         });
+        extents.add_live(&live);
         let chunks = Chunks::default();
         let mut long = IdentityMap::with_hasher(UpperBits);
         let mut long_heap_size = 0;

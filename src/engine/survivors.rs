@@ -181,7 +181,10 @@ impl Survivors {
     }
 
     fn open_another(&mut self, allocator: &Allocator) -> Result<OpenExtent, NotStaged> {
-        let extent = allocator.take(Purpose::Data).ok_or(NotStaged::NoRoom)?;
+        let extent = allocator
+            .take(Purpose::Data)
+            .or_else(|| allocator.take(Purpose::Collection))
+            .ok_or(NotStaged::NoRoom)?;
         let superblock = &self.superblock;
         let header = ExtentHeader {
             extent,
@@ -268,7 +271,6 @@ impl<D: Device> Engine<D> {
                     }
                 };
                 let follows = shard.log.last_sealed();
-                let follows = if is_planted(Bug::UnitFollowsLater) { follows + 1 } else { follows };
                 shard.survivors.unit = Some(Unit {
                     stage: Stage::Filling,
                     extent: open.header.extent,
@@ -321,7 +323,7 @@ impl<D: Device> Engine<D> {
     }
 
     /// Nothing more goes into the shard's unit.
-    fn close_unit(&mut self, at: usize) {
+    pub(super) fn close_unit(&mut self, at: usize) {
         let shard = &mut self.shards[at];
         if let Some(unit) = &mut shard.survivors.unit
             && unit.stage == Stage::Filling
@@ -367,7 +369,7 @@ impl<D: Device> Engine<D> {
         let Some(open) = &mut survivors.open else { return };
         let header = UnitHeader {
             unit: survivors.last + 1,
-            follows: unit.follows,
+            follows: unit.follows + u64::from(is_planted(Bug::UnitFollowsLater)),
             boot: self.superblock.boot,
             size: payload_size.next_multiple_of(block) as u32,
             payload_size: payload_size as u32,

@@ -112,6 +112,9 @@ struct World {
     memory_is_short: bool,
 }
 
+/// Passes of the node without an answer after which there will be none.
+const PASSES_MAX: usize = 400_000;
+
 const CLIENTS: usize = 5;
 const KEYS_PER_CLIENT: usize = 12;
 /// Values grow up to here, so that the disks hold them.
@@ -211,8 +214,14 @@ impl World {
             let until = started + requests;
             let struck = self.disk.faults_struck();
             let mut is_hit = false;
+            let mut waited = 0;
             while started < until && !self.disk.is_off() {
-                started += self.send(&mut node);
+                let sent = self.send(&mut node);
+                started += sent;
+                waited = if sent > 0 { 0 } else { waited + 1 };
+                if waited > PASSES_MAX {
+                    self.broken(Promise::Answered, "nobody is answered any more");
+                }
                 self.pass(&mut node);
                 // Just after a write has failed is when little may go wrong besides.
                 // Power that has gone does not come back in between.
@@ -423,7 +432,7 @@ impl World {
     }
 
     fn drain(&mut self, node: &mut SimNode) {
-        for _ in 0..400_000 {
+        for _ in 0..PASSES_MAX {
             if self.disk.is_off() || self.clients.iter().all(|client| client.open.is_none()) {
                 return;
             }

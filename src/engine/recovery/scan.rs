@@ -333,14 +333,17 @@ impl<'a> Scan<'a> {
             (known(extent) || is_planted(Bug::BelievesRetiredExtents))
                 && end_of(extent).is_none_or(|end| offset < end)
         };
-        base.index.retain(&mut |identity, entry| {
-            let stays = is_before(entry.extent, entry.offset);
-            if !stays {
-                base.expiries.remove(identity);
-                base.manifests.remove(&identity);
-            }
-            stays
-        });
+        // Behind a clean stop nothing is, and nothing was retired since: it is a look at every key that is saved.
+        if !is_alone || *retired != base.retired || is_planted(Bug::BelievesRetiredExtents) {
+            base.index.retain(&mut |identity, entry| {
+                let stays = is_before(entry.extent, entry.offset);
+                if !stays {
+                    base.expiries.remove(identity);
+                    base.manifests.remove(&identity);
+                }
+                stays
+            });
+        }
         base.chunks.retain(|_, chunk| is_before(chunk.extent, chunk.offset));
         // Names of what was left out go with the sweep, or come again.
         out.directory = out.directory.is_some().then(|| base.names.finish().into());

@@ -113,6 +113,14 @@ impl<'a> Units<'a> {
         }
     }
 
+    /// Extents with units that are needed, whose headers are not there any more.
+    pub(super) fn without_header(&self) -> impl Iterator<Item = u32> + use<'a> {
+        let (chain, retired) = (self.chain, self.retired);
+        let is_lost = |header: &&ExtentHeader| header.ordinal == 0;
+        let lost = chain.iter().filter(is_lost);
+        lost.filter(|header| !retired.units.contains(header.first_frame)).map(|header| header.extent)
+    }
+
     /// The last unit that was given, or that is retired behind it.
     pub(super) fn last(&self) -> u64 {
         self.retired.units.end_of(self.last + 1).unwrap_or(self.last)

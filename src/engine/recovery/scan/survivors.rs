@@ -74,6 +74,9 @@ impl Scan<'_> {
 
     /// The log has ended. Units that follow later frames say that those were durable.
     pub(super) fn end_units(&mut self, read: &mut ReadFrom<'_>) -> Result<(), IoError> {
+        for extent in self.units.without_header() {
+            self.lost_header(extent);
+        }
         self.bring_units(self.out.last_frame, read)?;
         while let Some(follows) = self.units.next_follows(read)?.filter(|follows| *follows != u64::MAX) {
             if follows > self.out.last_frame {
