@@ -37,8 +37,9 @@ pub struct CheckpointChain {
     pub extents: Vec<u32>,
 }
 
-/// A checkpoint leaves at least this part of the extents to data.
-const CHECKPOINT_LEAVES_DIVISOR: i64 = 16;
+/// A checkpoint leaves at least this part of the extents to data: less than garbage collection keeps free, or a device that was
+/// filled once would never have one again. Where the room is wanted after all, it is the first to go.
+const CHECKPOINT_LEAVES_DIVISOR: i64 = 256;
 
 /// Bits of an epoch that count within one start of the node.
 const EPOCH_COUNTER_BITS: u32 = 32;

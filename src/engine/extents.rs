@@ -100,7 +100,7 @@ impl Extent {
     }
 
     /// The places in the order of frames of the first and the last thing in it.
-    fn span(&self) -> (u64, u64) {
+    pub(super) fn span(&self) -> (u64, u64) {
         self.follows.unwrap_or((self.first_frame, self.last_frame.unwrap_or(u64::MAX)))
     }
 
@@ -189,7 +189,7 @@ impl Horizons {
     /// Up to which place in the order of frames nothing in any other extent is older than what this one has: a delete that stands
     /// there has nothing left to hide. 0 when there is no such place.
     pub(super) fn of(&self, number: u32, one: &Extent) -> u64 {
-        let before_log = self.frames.but(number).map_or(u64::MAX, |first| first - 1);
+        let before_log = self.frames.but(number).map_or(u64::MAX, |first| first.saturating_sub(1));
         let before_units = match one.is_log() {
             true => self.follows.but(number).unwrap_or(u64::MAX),
             // Units stand in the order of their numbers.

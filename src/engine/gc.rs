@@ -27,6 +27,7 @@ use super::io_queue;
 use super::op::{Answer, Clock, Key, OpError};
 use super::shard::Shard;
 use crate::device::{Device, DmaBuf, IoError};
+use crate::limits::CHUNK_SIZE_MAX;
 use crate::planted::{Bug, is_planted};
 use crate::probe::{self, Probe};
 use policy::{Candidate, pick};
@@ -40,6 +41,9 @@ const FREE_TARGET_DIVISOR_SMALL: u32 = 20;
 /// Deletes and commit records are this part of what a shard has on the device, or more, when it is worthwhile to collect its oldest
 /// extent so that they can be dropped.
 const BURDEN_DIVISOR: u64 = 32;
+
+/// Beside the longest value, what a record and its frame take.
+const END_SLACK: u64 = 16 << 10;
 
 /// After so many collections it is the oldest extent's turn.
 const OLDEST_EVERY: u32 = 8;
@@ -82,8 +86,11 @@ struct Collection {
     extent: u32,
     /// Nothing in another extent is older than what stands up to here in the order of frames.
     horizon: u64,
-    /// Where what is being dealt with stands in that order.
+    /// Where what is being dealt with stands in that order, and the last of it.
     order: u64,
+    order_end: u64,
+    /// Bytes that it gives back.
+    gain: u64,
     /// It has units instead of frames.
     has_units: bool,
     /// What it moved is lost: it ends when nothing of it is being read any more.
@@ -161,6 +168,16 @@ impl Collector {
         if self.active.is_some() {
             self.credit = (self.credit + i64::from(size) * self.ratio / 256).min(64 << 20);
         }
+    }
+}
+
+/// Bytes of an extent that a collection gives back or moves. At the end of one that is full is often room that the next record
+/// did not fit into: to count that would have live records moved for nothing, again and again.
+fn used_of(one: &super::extents::Extent, extent_size: u64) -> u64 {
+    if extent_size.saturating_sub(one.end) < CHUNK_SIZE_MAX as u64 + END_SLACK {
+        one.end
+    } else {
+        extent_size
     }
 }
 
@@ -281,6 +298,7 @@ impl<D: Device> Engine<D> {
                 shard: at,
                 extent: number,
                 size: self.superblock.layout.extent_size,
+                used: used_of(one, self.superblock.layout.extent_size),
                 live: one.live_bytes,
                 carry: one.carry_bytes - one.carry_bytes * droppable / 256,
                 dropped: one.carry_bytes * droppable / 256,
@@ -342,7 +360,7 @@ impl<D: Device> Engine<D> {
             candidates.append(&mut of_shard);
             let leaving = (shard.extents.leaving.len() + shard.survivors.victim_count()) as u64 * extent_size;
             let under_way = match &self.collector.active {
-                Some(active) if active.shard == at => extent_size / 16,
+                Some(active) if active.shard == at => active.gain,
                 _ => 0,
             };
             let reclaimable = gain + leaving + under_way;
@@ -392,6 +410,8 @@ impl<D: Device> Engine<D> {
             extent: victim.extent,
             horizon: horizons.of(victim.extent, one),
             order: 0,
+            order_end: one.span().1,
+            gain: victim.gain(),
             has_units: !one.is_log(),
             is_void: false,
             at: u64::from(self.superblock.block_size),

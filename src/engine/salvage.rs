@@ -479,7 +479,12 @@ impl<D: Device> Salvage<'_, D> {
             let seen = history.get(&key).map_or(&[][..], Vec::as_slice);
             let mut seen: Vec<&SeenRecord> = seen
                 .iter()
-                .filter(|one| one.record.sequence < sequence && one.value_intact && !one.is_cleared)
+                .filter(|one| {
+                    // A record that was moved keeps its sequence, and may still be where it was.
+                    let is_elsewhere = (one.record.extent, one.record.offset) != place;
+                    one.record.sequence < sequence || (one.record.sequence == sequence && is_elsewhere)
+                })
+                .filter(|one| one.value_intact && !one.is_cleared)
                 .filter(|one| one.batch.is_none_or(|batch| decisions.is_committed(&batch)))
                 .copied()
                 .collect();

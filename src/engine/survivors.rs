@@ -2,7 +2,7 @@
 //! soon overwritten, and is not moved again and again with it.
 //!
 //! ```text
-//! filling -> full, or the victim is done -> [the frame it follows is durable] -> one write -> [flush] -> installed
+//! filling -> full, or the victim is done -> [the log up to here is durable] -> one write -> [flush] -> installed
 //! ```
 //!
 //! Invariants:
@@ -63,7 +63,7 @@ pub(super) struct FoundUnits {
 enum Stage {
     /// Records are put in.
     Filling,
-    /// Nothing more is put in; the frame that it follows must be durable before it is written.
+    /// Nothing more is put in; what it rests on must be durable before it is written.
     Closed,
     /// So many writes are under way.
     Writing(usize),
@@ -79,6 +79,9 @@ struct Unit {
     /// Bytes from the extent's start.
     start: u64,
     follows: u64,
+    /// The last frame when the last record was put in: what made that record the newest of its key, a batch's commit record
+    /// perhaps, is in the log up to there.
+    rests_on: u64,
     bytes: Vec<u8>,
     record_count: u32,
     moved: Vec<Moved>,
@@ -221,12 +224,13 @@ impl<D: Device> Engine<D> {
         UNIT_SIZE_MAX.min(self.superblock.layout.extent_size / UNITS_PER_EXTENT_MIN)
     }
 
-    /// Puts a record that is kept into the shard's unit.
+    /// Puts a record that is kept into the shard's unit. Everything in its victim stands up to `victim_end` in the order of frames.
     pub(super) fn stage_survivor(
         &mut self,
         at: usize,
         record: &Record<'_>,
         from: (u32, u32),
+        victim_end: u64,
         is_live: bool,
     ) -> Result<u64, NotStaged> {
         if !self.collector.apart {
@@ -240,6 +244,11 @@ impl<D: Device> Engine<D> {
         let survivors = &mut shard.survivors;
         match &survivors.unit {
             Some(unit) if unit.stage != Stage::Filling => return Err(NotStaged::Busy),
+            // It stands before a part of this victim.
+            Some(unit) if unit.follows < victim_end => {
+                self.close_unit(at);
+                return Err(NotStaged::Busy);
+            }
             Some(unit) => {
                 let filled = unit.bytes.len() as u64 + size;
                 if filled > unit_size_max || unit.start + filled > extent_size {
@@ -277,6 +286,7 @@ impl<D: Device> Engine<D> {
                     place: open.place,
                     start: open.position,
                     follows,
+                    rests_on: follows,
                     bytes: vec![0; UNIT_HEADER_SIZE],
                     record_count: 0,
                     moved: Vec::new(),
@@ -329,8 +339,9 @@ impl<D: Device> Engine<D> {
             && unit.stage == Stage::Filling
         {
             unit.stage = Stage::Closed;
-            if unit.follows > shard.durable_frame {
-                // The frame that it follows may be in no hurry of its own.
+            unit.rests_on = shard.log.last_frame();
+            if unit.rests_on > shard.durable_frame {
+                // What it rests on may be in no hurry of its own.
                 self.committer.hurry();
             }
         }
@@ -345,7 +356,9 @@ impl<D: Device> Engine<D> {
             match unit.stage {
                 Stage::Filling if self.checkpointer.is_due() => self.close_unit(at),
                 Stage::Filling => continue,
-                Stage::Closed if unit.follows > shard.durable_frame && !is_planted(Bug::UnitOvertakesLog) => {
+                Stage::Closed
+                    if unit.rests_on > shard.durable_frame && !is_planted(Bug::UnitOvertakesLog) =>
+                {
                     continue;
                 }
                 Stage::Closed => self.write_unit(at),
@@ -527,7 +540,10 @@ impl<D: Device> Engine<D> {
         let block = u64::from(self.superblock.block_size);
         let extent_size = self.superblock.layout.extent_size;
         let shard = &mut self.shards[at];
-        let Some(open) = shard.survivors.open.filter(|_| !shard.survivors.is_busy()) else { return };
+        if shard.survivors.is_busy() || !shard.is_collectable {
+            return;
+        }
+        let Some(open) = shard.survivors.open else { return };
         let number = open.header.extent;
         let Some(one) = shard.extents.get(number).filter(|one| one.end > block) else { return };
         let can_go = one.live_bytes == 0

@@ -18,6 +18,8 @@ pub(in crate::engine) struct Candidate {
     pub(in crate::engine) extent: u32,
     /// Bytes that it gives back.
     pub(in crate::engine) size: u64,
+    /// Bytes of it that count: without what is left at its end because nothing fitted there.
+    pub(in crate::engine) used: u64,
     /// Bytes of live records.
     pub(in crate::engine) live: u64,
     /// Bytes of deletes and commit records that have to be kept.
@@ -41,7 +43,7 @@ impl Candidate {
 
     /// Bytes that are free afterwards and are not now.
     pub(in crate::engine) fn gain(&self) -> u64 {
-        self.size - self.cost()
+        self.used.saturating_sub(self.cost())
     }
 
     /// Whether it frees enough.
@@ -74,7 +76,7 @@ mod tests {
 
     fn candidate(extent: u32, live: u64, carry: u64, is_oldest: bool) -> Candidate {
         let (carry, dropped) = if is_oldest { (0, carry) } else { (carry, 0) };
-        Candidate { shard: 0, extent, size: SIZE, live, carry, dropped, age: 16, is_oldest }
+        Candidate { shard: 0, extent, size: SIZE, used: SIZE, live, carry, dropped, age: 16, is_oldest }
     }
 
     #[test]
@@ -120,6 +122,12 @@ mod tests {
         for (candidates, oldest, expected) in table {
             assert_eq!(pick(candidates, *oldest).map(|one| one.extent), *expected, "{candidates:?} {oldest}");
         }
+    }
+
+    #[test]
+    fn room_that_nothing_fits_into_is_no_gain() {
+        let full = Candidate { used: 1_200, ..candidate(1, 1_190, 0, false) };
+        assert!(!full.is_worth_it() && Candidate { used: SIZE, ..full }.is_worth_it());
     }
 
     #[test]

@@ -165,7 +165,7 @@ impl<D: Device> Engine<D> {
             Fate::MoveCommit => Record { value: &[0, 0], ..*record },
         };
         let is_live = matches!(moved.kind, RecordType::Put | RecordType::Chunk);
-        match self.stage_survivor(at, &moved, (active.extent, offset), is_live) {
+        match self.stage_survivor(at, &moved, (active.extent, offset), active.order_end, is_live) {
             Ok(size) => {
                 probe::hit_if(moved.kind == RecordType::Chunk, Probe::ChunkMoved);
                 self.collector.stats.bytes_moved += size;

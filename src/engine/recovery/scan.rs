@@ -196,6 +196,8 @@ pub(super) struct Scan<'a> {
     retired: &'a Retirement,
     /// The units, to be put between the frames.
     units: Units<'a>,
+    /// Every extent of survivors.
+    survivors: &'a [ExtentHeader],
     out: ScannedShard,
     /// Frames behind a gap, or damaged ones, until it is known whether the missing ones were durable.
     suspects: Vec<FrameRead>,
@@ -261,6 +263,7 @@ impl<'a> Scan<'a> {
             superblock,
             retired,
             units: Units::new(superblock, id, chain.survivors, retired, base),
+            survivors: chain.survivors,
             out,
             suspects: Vec::new(),
             suspects_durable: 0,
@@ -297,6 +300,7 @@ impl<'a> Scan<'a> {
         let any = chain;
         let chain = if is_alone { Chains { survivors: &[], ..chain } } else { chain };
         let mut scan = Scan::new(superblock, position.shard, chain, retired, of_units);
+        scan.survivors = any.survivors;
         scan.out.units.is_any = !any.survivors.is_empty();
         scan.out.units.last = units.last;
         let stays = |one: &&ExtentSummary| !is_retired(retired, one);
@@ -527,7 +531,9 @@ impl<'a> Scan<'a> {
             let lost_to = (read.header.frame - 1).min(self.suspects_durable);
             if lost_to > self.out.last_frame {
                 self.bring_units(self.out.last_frame, read_from)?;
-                self.lose(lost_to, &read, bytes);
+                // Those that stand among the lost frames come before what is said of all of them.
+                let among = self.bring_units(lost_to - 1, read_from)? > 0;
+                self.lose(lost_to, &read, bytes, among);
             }
             let proven = read.header.frame <= self.suspects_durable;
             let is_next = read.header.frame == self.out.last_frame + 1;
@@ -542,7 +548,7 @@ impl<'a> Scan<'a> {
     }
 
     /// Frames up to `lost_to` were durable and are not there; `next` is the first frame behind them.
-    fn lose(&mut self, lost_to: u64, next: &FrameRead, bytes: &[u8]) {
+    fn lose(&mut self, lost_to: u64, next: &FrameRead, bytes: &[u8], has_units_among: bool) {
         probe::hit(Probe::DurableFrameMissing);
         let out = &mut self.out;
         let (first, missing) = (out.last_frame + 1, lost_to - out.last_frame);
@@ -560,7 +566,10 @@ impl<'a> Scan<'a> {
         });
         let starts_boot = next.header.boot > out.last_boot;
         // The first frame of a start behind an unclean stop is empty.
-        let is_start_mark = starts_boot && missing == 1 && !out.clean && lost_to == next.header.frame - 1;
+        let is_one = missing == 1 && lost_to == next.header.frame - 1;
+        // A unit of an earlier start that follows it says that it is older than this one.
+        let is_older = self.units.next_boot().is_some_and(|boot| boot <= out.last_boot);
+        let is_start_mark = starts_boot && is_one && !out.clean && !is_older;
         let expected = out.accepted_sequence..next.header.first_sequence;
         out.last_frame = lost_to;
         if let Some(last) = self.retired.frames.end_of(lost_to + 1) {
@@ -583,7 +592,7 @@ impl<'a> Scan<'a> {
         } else {
             Vec::new()
         };
-        if found.len() as u64 != expected.end - expected.start {
+        if found.len() as u64 != expected.end - expected.start || has_units_among {
             out.doubt.raise(expected.end);
         }
         for one in found {
@@ -662,6 +671,15 @@ impl<'a> Scan<'a> {
                 extent.ordinal = header.ordinal;
             }
         }
+        let (last, mark) = (out.units.last, out.retired.1.mark);
+        let newest = self.survivors.last();
+        out.units.open = out.units.open.filter(|open| {
+            // The next unit goes behind the last one, where nothing else was begun since.
+            newest.is_some_and(|newest| {
+                (newest.extent, newest.epoch) == (open.header.extent, open.header.epoch)
+            }) && open.header.epoch >= mark.epoch
+                && out.extents.get(&open.header.extent).is_some_and(|one| one.last_frame == Some(last))
+        });
         if let Some(open) = out.units.open
             && let Some(extent) = out.extents.get_mut(&open.header.extent)
         {

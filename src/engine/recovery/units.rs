@@ -136,6 +136,11 @@ impl<'a> Units<'a> {
         })
     }
 
+    /// The boot that wrote the unit that comes next, if it is known which one does.
+    pub(super) fn next_boot(&self) -> Option<u64> {
+        self.queue.front().map(|unit| unit.header.boot)
+    }
+
     /// Units between the last one and this one that are not there and were not retired.
     fn missing_up_to(&self, next: u64) -> Option<(u64, u64)> {
         let first = self.last() + 1;

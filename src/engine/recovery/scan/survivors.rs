@@ -4,9 +4,11 @@ use super::super::units::{NextUnit, ReadFrom, UnitRead};
 use super::*;
 
 impl Scan<'_> {
-    /// Applies the units that follow frames up to this one, before the next frame is.
-    pub(super) fn bring_units(&mut self, up_to: u64, read: &mut ReadFrom<'_>) -> Result<(), IoError> {
+    /// Applies the units that follow frames up to this one, before the next frame is. Gives how many there were.
+    pub(super) fn bring_units(&mut self, up_to: u64, read: &mut ReadFrom<'_>) -> Result<u64, IoError> {
+        let mut count = 0;
         while self.units.next_follows(read)?.is_some_and(|follows| follows <= up_to) {
+            count += 1;
             match self.units.take() {
                 Some(NextUnit::Unit(unit)) => self.accept_unit(*unit),
                 Some(NextUnit::Missing { first, count }) => {
@@ -15,7 +17,7 @@ impl Scan<'_> {
                 None => break,
             }
         }
-        Ok(())
+        Ok(count)
     }
 
     fn accept_unit(&mut self, unit: UnitRead) {
