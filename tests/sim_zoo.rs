@@ -62,6 +62,7 @@ const REQUESTS: usize = 1_000;
 fn hunter(bug: Bug) -> (Hunter, u64) {
     match bug {
         Bug::SkipsHolds => (Hunter::RelaxedWorlds, 5),
+        Bug::PreparesEarly => (Hunter::Worlds, 60),
         Bug::SplitsIndexWrongly => (Hunter::CrowdedWorlds, 4),
         Bug::TrustsIdentity => (Hunter::Collisions, 2),
         Bug::BuriesChunksUnderReader | Bug::OldBytesWinOverEdit => (Hunter::LongWorlds, 10),
