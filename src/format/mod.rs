@@ -13,7 +13,7 @@
 //! An extent is a header block and then frames; a frame is what one log write carries: a header and records, padded to
 //! the block. Frames of a shard are numbered without gaps across its extents, so a missing one is always noticed. A value that
 //! is longer than a chunk is kept in chunk records, and the put of its key has a [`manifest`] that names them. What garbage
-//! collection keeps is in extents of its own, in units instead of frames: see [`unit`].
+//! collection keeps is in extents of its own, in units instead of frames: see [`mod@unit`].
 //!
 //! Invariants:
 //! - Decoding never panics, on any input.
