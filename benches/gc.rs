@@ -22,18 +22,20 @@ use basalt::device::file::FileOptions;
 use basalt::device::uring::{UringDevice, UringNamespace};
 use basalt::engine::action::{Action, Expiry, SetReply};
 use basalt::engine::allocator::Allocator;
-use basalt::engine::device_format::{FormatOptions, format};
+use basalt::engine::device_format::{FormatOptions, format, zero_all};
 use basalt::engine::durability::Durability;
 use basalt::engine::op::{Answer, Clock, Key, Reply, ShardOp, Value};
 use basalt::engine::{Engine, EngineStats};
 use basalt::format::slot::shard_of;
 use basalt::format::superblock::IndexKind;
+use basalt::limits::SHARD_COUNT_DEFAULT_MIN;
 use hdrhistogram::Histogram;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use rand_distr::{Distribution, Zipf};
 
-const SHARD_COUNT: u16 = 16;
+/// As a device has that is formatted for one reactor.
+const SHARD_COUNT: u16 = SHARD_COUNT_DEFAULT_MIN as u16;
 
 /// PUTs in flight while no rate is given.
 const DEPTH: usize = 64;
@@ -207,6 +209,8 @@ impl Rig {
         let options = FileOptions { create_size: Some(args.size), ..FileOptions::default() };
         let namespace = UringNamespace::open(&args.file, &options).unwrap_or_else(|error| panic!("{error}"));
         let mut queue = namespace.open_queue().expect("a queue");
+        // As `basalt format` does: the first write to a block that was only allocated waits for the file system.
+        zero_all(&mut queue, &mut |_| {}).expect("zeros can be written");
         let uuid = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
         let uuid = uuid.to_le_bytes();
         let format_options = FormatOptions {

@@ -3,9 +3,23 @@
 /// Slots that keys hash to, as in Redis Cluster, so that clients' own slot arithmetic holds.
 pub const SLOT_COUNT: u16 = 16_384;
 
-/// Shards of a device formatted without another wish. More shards than cores, so that the core count can
-/// change without reformatting.
-pub const SHARD_COUNT_DEFAULT: u16 = 16;
+/// Shards of a device formatted without another wish, for each reactor of the machine that formats it, so that it can go to a
+/// machine with four times the cores. Not more: each has a log of its own, and a group of writes takes at least a block in
+/// every log that it touches. Measured with 50 clients and values of 100 bytes on one reactor: 4 shards acknowledge 20 % more
+/// than 16.
+pub const SHARDS_PER_REACTOR: usize = 4;
+
+/// The fewest shards of such a device: one that was formatted on a small machine is to have a use for more cores.
+pub const SHARD_COUNT_DEFAULT_MIN: usize = 4;
+
+/// The most shards of such a device: as many as there can be reactors.
+pub const SHARD_COUNT_DEFAULT_MAX: usize = 64;
+
+/// Shards of a device that is formatted where a node has so many reactors.
+pub fn default_shard_count(reactor_count: usize) -> u16 {
+    let wanted = reactor_count.saturating_mul(SHARDS_PER_REACTOR);
+    wanted.clamp(SHARD_COUNT_DEFAULT_MIN, SHARD_COUNT_DEFAULT_MAX) as u16
+}
 
 /// The most shards that a device may be formatted with: 256 open extents are already 16 GiB at the default size.
 pub const SHARD_COUNT_MAX: u16 = 256;
@@ -151,7 +165,7 @@ pub const DMA_SIZE_MAX: usize = 256 << 20;
 const _: () = assert!(SLOT_COUNT.is_power_of_two());
 const _: () = assert!(MAILBOX_RING_CAPACITY.is_power_of_two());
 const _: () = assert!(EXTENT_SIZE_MIN.is_power_of_two() && EXTENT_SIZE_MAX.is_power_of_two());
-const _: () = assert!(SHARD_COUNT_DEFAULT <= SHARD_COUNT_MAX);
+const _: () = assert!(SHARD_COUNT_DEFAULT_MAX <= SHARD_COUNT_MAX as usize);
 // Each with some room for headers and keys.
 const _: () = assert!(2 * CHUNK_SIZE_MAX + 8192 <= FRAME_SIZE_TARGET);
 const _: () = assert!(4 * CHUNK_SIZE_MAX as u64 + 24_576 <= EXTENT_SIZE_MIN);

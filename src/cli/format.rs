@@ -7,12 +7,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::device_path::{self, AnyNamespace, OpenOptions, with_namespace};
 use super::engine_name::EngineName;
 use super::progress::Progress;
+use super::serve::default_reactor_count;
 use super::{Exit, FormatArgs, fail, note, say};
 use crate::device::{Device, DeviceError, Namespace};
 use crate::engine::device_format::{self, FormatOptions};
 use crate::engine::op::Clock;
 use crate::format::superblock::{IndexKind, Superblock};
-use crate::limits::SHARD_COUNT_DEFAULT;
+use crate::limits::default_shard_count;
 use crate::size;
 
 /// Size of a file that is created without another wish.
@@ -61,7 +62,7 @@ impl FormatArgs {
     fn new_device(&self) -> NewDevice<'_> {
         NewDevice {
             engine: self.engine,
-            shard_count: self.shards,
+            shard_count: self.shards.unwrap_or_else(shard_count),
             index: self.index,
             label: &self.label,
             is_written: !self.quick,
@@ -201,6 +202,11 @@ fn create_as(
     Ok(made)
 }
 
+/// Shards where nobody said how many.
+fn shard_count() -> u16 {
+    default_shard_count(default_reactor_count())
+}
+
 /// Creates the device that `serve` was asked for.
 pub(super) fn create_for_serve(
     path: &Path,
@@ -208,6 +214,6 @@ pub(super) fn create_for_serve(
     engine: Option<EngineName>,
     index: IndexKind,
 ) -> Result<(), String> {
-    let new = NewDevice { engine, shard_count: SHARD_COUNT_DEFAULT, index, label: "", is_written: true };
+    let new = NewDevice { engine, shard_count: shard_count(), index, label: "", is_written: true };
     create(path, size, &new).map(|_| ())
 }

@@ -31,7 +31,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use self::engine_name::EngineName;
 use crate::engine::durability::Durability;
 use crate::format::superblock::IndexKind;
-use crate::limits::{CONNECTION_COUNT_MAX, REACTOR_COUNT_MAX, SHARD_COUNT_DEFAULT, SHARD_COUNT_MAX};
+use crate::limits::{CONNECTION_COUNT_MAX, REACTOR_COUNT_MAX, SHARD_COUNT_MAX};
 use crate::reactor::cores::CoreList;
 use crate::size;
 
@@ -176,9 +176,10 @@ struct FormatArgs {
     /// Size of a file that is created, such as 4GiB [default: 4GiB]
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     size: Option<u64>,
-    /// Shards that the keys are spread over: the most reactors that can ever share the device
-    #[arg(long, value_name = "COUNT", default_value_t = SHARD_COUNT_DEFAULT, value_parser = clap::value_parser!(u16).range(1..=i64::from(SHARD_COUNT_MAX)))]
-    shards: u16,
+    /// Shards that the keys are spread over: the most reactors that can ever share the device [default: four for each reactor that
+    /// a node has on this machine, 4 to 64]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=i64::from(SHARD_COUNT_MAX)))]
+    shards: Option<u16>,
     /// What a shard knows of its keys in memory: hash, 16 bytes of each; ordered, also their names in order, for KV.RANGE, SCAN and
     /// KEYS of a prefix
     #[arg(long, value_name = "KIND", default_value_t = IndexKind::Hash)]

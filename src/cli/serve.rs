@@ -101,13 +101,18 @@ fn reactor_cores(args: &ServeArgs) -> Result<Vec<Option<usize>>, String> {
             Ok(list.cores().iter().map(|core| Some(*core)).collect())
         }
         None => {
-            let count = std::thread::available_parallelism().map_or(1, usize::from);
-            // Naming cores is how a reactor is pinned: the usable ones are only counted here.
-            let usable = cores::usable().map_or(count, |cores| cores.len());
-            let default = count.min(usable).saturating_sub(1).clamp(1, REACTOR_COUNT_MAX);
-            Ok(vec![None; args.reactors.map_or(default, |count| count as usize)])
+            let count = args.reactors.map_or_else(default_reactor_count, |count| count as usize);
+            Ok(vec![None; count])
         }
     }
+}
+
+/// Reactors of a node on this machine that was not told how many.
+pub(super) fn default_reactor_count() -> usize {
+    let count = std::thread::available_parallelism().map_or(1, usize::from);
+    // Naming cores is how a reactor is pinned: the usable ones are only counted here.
+    let usable = cores::usable().map_or(count, |cores| cores.len());
+    count.min(usable).saturating_sub(1).clamp(1, REACTOR_COUNT_MAX)
 }
 
 /// Creates the file when there is none.

@@ -8,6 +8,8 @@
 //! - A write that failed is not tried again at its place: its frame goes to another extent, a few times, and until then nobody
 //!   is told of it. A failed flush is final: everything since the last good one is unknown from then on.
 
+mod gather;
+
 use super::Engine;
 use super::durability::{Durability, WRITE_DELAY_MS};
 use super::log::{Moved, NewEntry, PlacedFrame, Relocated, SealedFrame};
@@ -16,6 +18,7 @@ use super::shard::Shard;
 use crate::device::{Device, IoError};
 use crate::limits::{FRAME_SIZE_TARGET, RELOCATIONS_MAX};
 use crate::planted::{Bug, is_planted};
+use gather::Gather;
 
 /// How long a record that nobody waits for may wait for a group that others cause.
 const LAZY_DELAY_US: u64 = 10_000;
@@ -49,6 +52,7 @@ pub(super) struct Committer {
     durable_group: u64,
     /// Flush with the next group, whatever the mode.
     flush_wanted: bool,
+    gather: Gather,
     /// When the oldest byte that waits for its group or flush was appended.
     dirty_since_us: Option<u64>,
     /// When the oldest record was appended that nobody waits for and that no group has taken.
@@ -66,6 +70,7 @@ impl Committer {
             group_count: 0,
             durable_group: 0,
             flush_wanted: false,
+            gather: Gather::default(),
             dirty_since_us: None,
             lazy_since_us: None,
             unflushed_size: 0,
@@ -115,6 +120,9 @@ impl Committer {
 
     /// Notes that something was appended.
     pub(super) fn on_append(&mut self, lazy: bool, clock: Clock) {
+        if !lazy {
+            self.gather.on_append();
+        }
         let since = if lazy { &mut self.lazy_since_us } else { &mut self.dirty_since_us };
         since.get_or_insert(clock.monotonic_us);
     }
@@ -129,7 +137,10 @@ impl Committer {
             return None;
         }
         let urgent = self.dirty_since_us.and_then(|since| match self.durability {
-            Durability::Always => shards.iter().any(|shard| shard.log.is_urgent()).then_some(since),
+            Durability::Always => {
+                let is_urgent = shards.iter().any(|shard| shard.log.is_urgent());
+                is_urgent.then_some(since.max(self.gather.until_us()))
+            }
             Durability::Interval(ms) => Some(since + ms * 1_000),
             Durability::Bytes(_) | Durability::Never => {
                 shards.iter().any(|shard| shard.log.is_urgent()).then_some(since + WRITE_DELAY_MS * 1_000)
@@ -158,7 +169,10 @@ impl Committer {
         let age_us = self.dirty_since_us.map_or(0, |since| clock.monotonic_us.saturating_sub(since));
         let must_write = dirty && (stalled || staged >= FRAME_SIZE_TARGET as u64);
         match self.durability {
-            Durability::Always => dirty.then_some(true),
+            Durability::Always => {
+                let is_due = must_write || (dirty && self.gather.is_due(clock.monotonic_us));
+                is_due.then_some(true)
+            }
             Durability::Interval(ms) => {
                 let due = self.dirty_since_us.is_some() && age_us >= ms * 1_000;
                 if due { Some(true) } else { must_write.then_some(false) }
@@ -194,6 +208,7 @@ impl<D: Device> Engine<D> {
             group.frames.push(GroupFrame { shard: at, frame, entries, chunks, moved, placed, failed: None });
         }
         self.committer.group_count += 1;
+        self.committer.gather.on_begin(clock.monotonic_us);
         self.begin_checkpoint();
         self.committer.lazy_since_us = None;
         // Appends from here on belong to the next group. In `interval` mode the age counts to the flush, which a group
@@ -306,6 +321,7 @@ impl<D: Device> Engine<D> {
 
     fn finish_group(&mut self, clock: Clock) {
         let Some(group) = self.committer.group.take() else { return };
+        self.committer.gather.on_end(clock.monotonic_us);
         let durable = group.flush || !self.queue.device().geometry().volatile_cache;
         for GroupFrame { shard, frame, entries, chunks, moved, .. } in group.frames {
             self.shards[shard].on_written(frame, &entries, &chunks, &moved, &mut self.cache);

@@ -16,11 +16,13 @@ use basalt::engine::op::{Answer, Clock, Key, Reply, ShardOp, Value};
 use basalt::engine::{Engine, EngineStats};
 use basalt::format::slot::shard_of;
 use basalt::format::superblock::IndexKind;
+use basalt::limits::SHARD_COUNT_DEFAULT_MIN;
 
 use super::load::{Client, Load, Next, Outcome, Tally, Values, key_of};
 use crate::Failure;
 
-const SHARD_COUNT: u16 = 16;
+/// As a device has that is formatted for one reactor.
+const SHARD_COUNT: u16 = SHARD_COUNT_DEFAULT_MIN as u16;
 
 /// An engine on an image.
 pub struct Ours {
