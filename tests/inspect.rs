@@ -25,8 +25,18 @@ fn json(what: &[&str], device: &Path) -> Value {
 fn every_view_shows_what_is_there() {
     let directory = temp_dir();
     let path = directory.path().join("inspect.img");
-    basalt(&["format", "--device", path_text(&path), "--size", "64MiB", "--label", "shelf 7"])
-        .expect_code(0, "format");
+    basalt(&[
+        "format",
+        "--device",
+        path_text(&path),
+        "--size",
+        "64MiB",
+        "--shards",
+        "16",
+        "--label",
+        "shelf 7",
+    ])
+    .expect_code(0, "format");
     let options = Options::new(&path);
     let node = options.start();
     let mut client = node.client();

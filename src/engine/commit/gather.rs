@@ -146,7 +146,7 @@ mod tests {
     fn who_never_comes_in_time_is_waited_for_less_and_less() {
         let (mut gather, mut now_us) = (Gather::default(), 1_000);
         (0..5).for_each(|_| gather.on_append());
-        let waited = waits(&mut gather, 1_600, false, &mut now_us);
+        let waited = waits(&mut gather, 1_500, false, &mut now_us);
         let at: Vec<usize> = (0..waited.len()).filter(|&at| waited[at]).collect();
         let between: Vec<usize> = at.windows(2).map(|two| two[1] - two[0] - 1).collect();
         assert_eq!(between, [1, 2, 4, 8, 16, 32, 64, 128, 256, 256, 256, 256]);
