@@ -21,6 +21,10 @@ probes! {
     TornTailCut "frames behind a torn tail cut",
     /// Recovery passed over frames that an older boot left.
     StaleFrameSkipped "stale frame skipped",
+    /// An extent was collected into what is open while no other could be opened.
+    CollectionWithoutReserve "collection without an extent of its own",
+    /// A frame whose write failed was there all the same, and its copy in the next extent was taken.
+    LaterCopyTaken "later copy of a frame taken",
     /// A frame's header was right but its records were not, behind the end of the log.
     TornFrameSeen "torn frame with an intact header",
     /// A frame was proven durable and is not there.

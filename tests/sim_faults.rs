@@ -10,7 +10,8 @@ mod sim_harness;
 use basalt::device::sim::random::Random;
 use basalt::device::sim::{Fault, FaultKind, FaultOp, Keep, SimDisk};
 use basalt::engine::action::{Action, Expiry, SetReply};
-use basalt::engine::op::{OpError, Reply};
+use basalt::engine::durability::Durability;
+use basalt::engine::op::{Clock, OpError, Reply};
 use basalt::sim::node::{Outcome, Request, SimNode, format};
 use sim_harness::faults::{POLLS_MAX, SHARDS, Totals, boot, config, key, set, sweep};
 
@@ -144,4 +145,43 @@ fn an_extent_that_may_still_be_deallocated_is_not_used_before_a_restart() {
     assert!(node.stop(&disk));
     let node = boot(&disk).expect("it boots again");
     assert!(node.available_extents() > before, "{} extents, as before", node.available_extents());
+}
+
+/// A frame whose write failed may be on the device all the same, and then it is there twice. Of the extents with it, the one that is
+/// retired must not take the other's records along.
+#[test]
+fn a_frame_that_is_there_twice_is_not_retired_with_one_of_them() {
+    let disk = SimDisk::new(config(), 5);
+    format(&disk, 1, 5);
+    let boot = || {
+        let clock = Clock { unix_ms: 1_000_000, monotonic_us: 0 };
+        SimNode::boot(&disk, 1, Durability::Always, clock, 7).expect("it boots")
+    };
+    let put = |node: &mut SimNode, number: usize, value: &[u8]| {
+        let outcome = node.run(&disk, Request::Single(key(0, number), set(value)));
+        assert_eq!(outcome, Some(Outcome::Reply(Reply::Ok)));
+    };
+    let mut node = boot();
+    put(&mut node, 0, b"before");
+    let failed_but_there = FaultKind::Error(Keep::All);
+    disk.inject(Fault { nth: 0, op: FaultOp::Write, kind: failed_but_there, sticky: false });
+    put(&mut node, 1, b"twice");
+    assert_eq!(disk.faults_struck(), 1, "no write failed");
+    // The rest of the extent that the frame went to is garbage soon, and so is all of it for who takes the frame where it was first.
+    (0..60).for_each(|_| put(&mut node, 2, &[7; 30_000]));
+    drop(node);
+    let mut node = boot();
+    put(&mut node, 3, b"after");
+    // What is garbage in whole goes without anybody's asking.
+    for _ in 0..5_000 {
+        node.step();
+        node.clock.monotonic_us += 100;
+    }
+    put(&mut node, 3, b"after");
+    drop(node);
+    let mut node = boot();
+    for (number, value) in [(0, "before"), (1, "twice"), (3, "after")] {
+        let outcome = node.run(&disk, Request::Single(key(0, number), Action::Get));
+        assert_eq!(outcome, Some(Outcome::Reply(Reply::Bulk(value.into()))), "key {number}");
+    }
 }

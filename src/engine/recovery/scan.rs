@@ -1,5 +1,7 @@
 //! The scan of one shard: its frames in order, and what their absence means.
 
+mod copies;
+mod lost;
 mod survivors;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -196,8 +198,11 @@ pub(super) struct Scan<'a> {
     retired: &'a Retirement,
     /// The units, to be put between the frames.
     units: Units<'a>,
-    /// Every extent of survivors.
+    /// Every extent of the log, and of survivors.
+    log: &'a [ExtentHeader],
     survivors: &'a [ExtentHeader],
+    /// The first frames of the log's extents, in order, and where in `log` they are.
+    first_frames: Vec<(u64, usize)>,
     out: ScannedShard,
     /// Frames behind a gap, or damaged ones, until it is known whether the missing ones were durable.
     suspects: Vec<FrameRead>,
@@ -259,11 +264,16 @@ impl<'a> Scan<'a> {
             clean: false,
             history: History::default(),
         };
+        let mut first_frames: Vec<_> =
+            chain.log.iter().enumerate().map(|(at, header)| (header.first_frame, at)).collect();
+        first_frames.sort_unstable();
         let mut scan = Scan {
             superblock,
             retired,
             units: Units::new(superblock, id, chain.survivors, retired, base),
+            log: chain.log,
             survivors: chain.survivors,
+            first_frames,
             out,
             suspects: Vec::new(),
             suspects_durable: 0,
@@ -452,7 +462,9 @@ impl<'a> Scan<'a> {
             let past = frame.first_sequence.saturating_add(u64::from(frame.record_count));
             self.out.last_sequence = self.out.last_sequence.max(past.saturating_sub(1));
             // What an older boot left behind the append point of a newer one, or an earlier number again, is void.
-            let is_void = frame.boot < self.out.last_boot || frame.frame <= self.out.last_frame;
+            let is_void = frame.boot < self.out.last_boot
+                || frame.frame <= self.out.last_frame
+                || self.has_later_copy(&frame, header, read_from)?;
             let before = self.out.last_frame;
             if is_void {
                 probe::hit(Probe::StaleFrameSkipped);
@@ -467,34 +479,6 @@ impl<'a> Scan<'a> {
             };
         }
         Ok(())
-    }
-
-    /// Frames of the log are in an extent whose header is not there any more. Had they been retired, the extent could be in
-    /// another life whose header was in flight when the node died.
-    fn lost_header(&mut self, extent: u32) {
-        probe::hit(Probe::OrphanExtentLost);
-        self.out.damage.push(Damage {
-            shard: Some(self.out.id.0),
-            extent,
-            offset: 0,
-            size: u64::from(self.superblock.block_size),
-            key: None,
-            what: "the extent's header was lost; its frames are read without it".into(),
-        });
-    }
-
-    /// A block that can't be read where a frame may have been: what it held can't be told from what never was.
-    fn unreadable(&mut self, extent: u32, at: usize) {
-        let damage = Damage {
-            shard: Some(self.out.id.0),
-            extent,
-            offset: at as u64,
-            size: u64::from(self.superblock.block_size),
-            key: None,
-            what: "the device can't read it".into(),
-        };
-        self.out.unreadable_tail.get_or_insert_with(|| damage.clone());
-        self.out.damage.push(damage);
     }
 
     fn frame(&mut self, read: FrameRead, bytes: &[u8], read_from: &mut ReadFrom<'_>) -> Result<(), IoError> {
@@ -545,66 +529,6 @@ impl<'a> Scan<'a> {
             }
         }
         Ok(())
-    }
-
-    /// Frames up to `lost_to` were durable and are not there; `next` is the first frame behind them.
-    fn lose(&mut self, lost_to: u64, next: &FrameRead, bytes: &[u8], has_units_among: bool) {
-        probe::hit(Probe::DurableFrameMissing);
-        let out = &mut self.out;
-        let (first, missing) = (out.last_frame + 1, lost_to - out.last_frame);
-        let (extent, offset, size) = match self.append_at {
-            Some((extent, from)) if extent == next.extent => (extent, from, next.offset - from),
-            _ => (next.extent, 0, next.offset),
-        };
-        out.damage.push(Damage {
-            shard: Some(out.id.0),
-            extent,
-            offset,
-            size,
-            key: None,
-            what: format!("{missing} frame(s) from number {first} on were durable and are not there"),
-        });
-        let starts_boot = next.header.boot > out.last_boot;
-        // The first frame of a start behind an unclean stop is empty.
-        let is_one = missing == 1 && lost_to == next.header.frame - 1;
-        // A unit of an earlier start that follows it says that it is older than this one.
-        let is_older = self.units.next_boot().is_some_and(|boot| boot <= out.last_boot);
-        let is_start_mark = starts_boot && is_one && !out.clean && !is_older;
-        let expected = out.accepted_sequence..next.header.first_sequence;
-        out.last_frame = lost_to;
-        if let Some(last) = self.retired.frames.end_of(lost_to + 1) {
-            out.last_frame = last;
-        }
-        if is_start_mark || expected.is_empty() {
-            return;
-        }
-        // Records may be intact although the header of their frame is not. Between two frames of one start their sequences
-        // say whether any is missing.
-        let same_extent = self.append_at.filter(|(extent, _)| *extent == next.extent);
-        let range = match same_extent {
-            Some((_, from)) => from as usize..next.offset as usize,
-            None => self.superblock.block_size as usize..next.offset as usize,
-        };
-        let found = if starts_boot || lost_to < next.header.frame - 1 {
-            Vec::new()
-        } else if let Some(place) = out.places.get(&next.extent).copied() {
-            salvage(bytes, range, expected.clone(), next.extent, place)
-        } else {
-            Vec::new()
-        };
-        if found.len() as u64 != expected.end - expected.start || has_units_among {
-            out.doubt.raise(expected.end);
-        }
-        for one in found {
-            if !one.value_intact {
-                out.damage.push(one.damaged_value(out.id));
-            }
-            out.apply(one, &self.superblock.secret);
-        }
-        out.accepted_sequence = expected.end;
-        if !out.used_extents.contains(&next.extent) {
-            out.used_extents.push(next.extent);
-        }
     }
 
     fn accept(&mut self, read: FrameRead, read_from: &mut ReadFrom<'_>) -> Result<(), IoError> {
