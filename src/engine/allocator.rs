@@ -274,6 +274,11 @@ impl Allocator {
         (self.free.load(Ordering::Acquire) - self.reserve_left() - self.collection_reserve).max(0) as u32
     }
 
+    /// Whether a collection could open an extent for what it moves.
+    pub fn has_for_collection(&self) -> bool {
+        self.free.load(Ordering::Acquire) > self.reserve_left()
+    }
+
     /// Extents on the device.
     pub fn count(&self) -> u32 {
         self.count
@@ -290,8 +295,10 @@ mod tests {
         assert!(allocator.claim(0) && !allocator.claim(0) && !allocator.claim(100));
         let mut taken: Vec<u32> = std::iter::from_fn(|| allocator.take(Purpose::Data)).collect();
         assert_eq!((taken.len(), allocator.available_count(), allocator.free_count()), (94, 0, 5));
+        assert!(allocator.has_for_collection());
         taken.extend(std::iter::from_fn(|| allocator.take(Purpose::Collection)));
         assert_eq!((taken.len(), allocator.free_count()), (96, 3));
+        assert!(!allocator.has_for_collection());
         allocator.give_back(taken.pop().unwrap());
         allocator.give_back(taken.pop().unwrap());
         // Deletes leave garbage collection its own.

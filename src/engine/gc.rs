@@ -24,6 +24,7 @@ use super::Engine;
 use super::allocator::Purpose;
 use super::extents::ExtentState;
 use super::io_queue;
+use super::log::OpenExtent;
 use super::op::{Answer, Clock, Key, OpError};
 use super::shard::Shard;
 use crate::device::{Device, DmaBuf, IoError};
@@ -44,6 +45,9 @@ const BURDEN_DIVISOR: u64 = 32;
 
 /// Beside the longest value, what a record and its frame take.
 const END_SLACK: u64 = 16 << 10;
+
+/// What the headers and the padding of units and frames take when an extent is moved.
+const MOVE_SLACK: u64 = 32 << 10;
 
 /// After so many collections it is the oldest extent's turn.
 const OLDEST_EVERY: u32 = 8;
@@ -384,10 +388,29 @@ impl<D: Device> Engine<D> {
         self.batch_holds.iter().any(|(_, hold)| hold.has_prepared(at, key))
     }
 
+    /// Bytes that a shard's open extents still take of what a collection moves.
+    fn room_for_moved(&self, at: usize) -> u64 {
+        let extent_size = self.superblock.layout.extent_size;
+        let rest = |open: &OpenExtent| extent_size.saturating_sub(open.position);
+        let shard = &self.shards[at];
+        let of_survivors = shard.survivors.open_extent().filter(|_| self.collector.apart).map_or(0, rest);
+        of_survivors.max(shard.log.open_extent().map_or(0, rest))
+    }
+
     fn begin(&mut self, candidates: &[Candidate], clock: Clock) -> bool {
-        let Some(victim) = pick(candidates, self.collector.since_oldest >= OLDEST_EVERY) else {
-            return false;
+        let is_oldest_due = self.collector.since_oldest >= OLDEST_EVERY;
+        let victim = match self.allocator.has_for_collection() {
+            true => pick(candidates, is_oldest_due),
+            // Only what fits into extents that are open already can be moved, or victims of other shards would be read and given up
+            // for ever.
+            false => {
+                let fits = |one: &&Candidate| one.cost() + MOVE_SLACK <= self.room_for_moved(one.shard);
+                let fitting: Vec<Candidate> = candidates.iter().filter(fits).copied().collect();
+                probe::hit_if(!fitting.is_empty(), Probe::CollectionWithoutReserve);
+                pick(&fitting, is_oldest_due).or_else(|| pick(candidates, is_oldest_due))
+            }
         };
+        let Some(victim) = victim else { return false };
         if !self.allocator.begin_collection() {
             return false;
         }
