@@ -59,6 +59,8 @@ bugs! {
     FreesEarly,
     /// An extent is free while somebody still reads from it.
     FreesExtentUnderReader,
+    /// An extent is free while the scrubber still reads from it.
+    FreesExtentUnderScrubber,
     /// An extent is free while a dump still wants to read from it.
     FreesPinnedExtents,
     /// An extent is used again while the device is being told that it is free.

@@ -127,6 +127,19 @@ fn full_worlds_keep_every_promise() {
     assert!(count < 20 || probes.missing(&wanted).is_empty(), "never came to: {:?}", probes.missing(&wanted));
 }
 
+/// The same beside the scrubber, whose reads go on while extents are collected and used again.
+#[test]
+fn scrubbed_worlds_keep_every_promise() {
+    let count = count_from_env("BASALT_SEEDS", 200).div_ceil(10);
+    let mut probes = Probes::default();
+    for seed in 0..count {
+        probes.add(&run(WorldConfig::scrubbed_from_seed(seed, 1_000)).probes);
+    }
+    println!("{probes}");
+    let wanted = ["everything scrubbed again", "extent freed"];
+    assert!(count < 20 || probes.missing(&wanted).is_empty(), "never came to: {:?}", probes.missing(&wanted));
+}
+
 /// The same where writes fail all the time.
 #[test]
 fn failing_worlds_keep_every_promise() {
@@ -168,10 +181,13 @@ fn replay() {
         Err(_) | Ok("") => WorldConfig::from_seed,
         Ok("relaxed") => WorldConfig::relaxed_from_seed,
         Ok("full") => WorldConfig::full_from_seed,
+        Ok("scrubbed") => WorldConfig::scrubbed_from_seed,
         Ok("failing") => WorldConfig::failing_from_seed,
         Ok("long") => WorldConfig::long_from_seed,
         Ok("crowded") => WorldConfig::crowded_from_seed,
-        Ok(other) => panic!("BASALT_WORLD={other} is none of relaxed, full, failing, long and crowded"),
+        Ok(other) => {
+            panic!("BASALT_WORLD={other} is none of relaxed, full, scrubbed, failing, long and crowded")
+        }
     };
     let summary = run(of(seed, count_from_env("BASALT_REQUESTS", 1_000) as usize));
     println!(

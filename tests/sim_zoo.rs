@@ -34,6 +34,8 @@ enum Hunter {
     LongWorlds,
     /// The same on disks that are written many times over.
     FullWorlds,
+    /// The same beside a scrubber that never comes to rest.
+    ScrubbedWorlds,
     /// The same on disks whose writes fail all the time.
     FailingWorlds,
     /// Dumps beside writers and garbage collection.
@@ -75,6 +77,7 @@ fn hunter(bug: Bug) -> (Hunter, u64) {
         | Bug::ReusesWhileTrimming
         | Bug::UnitFollowsLater => (Hunter::FullWorlds, 20),
         Bug::UnitOvertakesLog | Bug::ReadsIntoWrites => (Hunter::FullWorlds, 60),
+        Bug::FreesExtentUnderScrubber => (Hunter::ScrubbedWorlds, 10),
         Bug::FreesEarly | Bug::DropsCommitRecords => (Hunter::FullWorlds, 40),
         Bug::SkipsFlushAfterRelocation | Bug::IgnoresFailedWrite | Bug::RelocationLeavesKeys => {
             (Hunter::FailingWorlds, 10)
@@ -98,6 +101,7 @@ impl Hunter {
             Hunter::CrowdedWorlds => "crowded worlds",
             Hunter::LongWorlds => "long worlds",
             Hunter::FullWorlds => "full worlds",
+            Hunter::ScrubbedWorlds => "scrubbed worlds",
             Hunter::FailingWorlds => "failing worlds",
             Hunter::Dumps => "dumps",
             Hunter::Collisions => "collisions",
@@ -123,6 +127,9 @@ impl Hunter {
             }
             Hunter::FullWorlds => {
                 run(WorldConfig::full_from_seed(nth, 2 * REQUESTS));
+            }
+            Hunter::ScrubbedWorlds => {
+                run(WorldConfig::scrubbed_from_seed(nth, 2 * REQUESTS));
             }
             Hunter::FailingWorlds => {
                 run(WorldConfig::failing_from_seed(nth, REQUESTS));

@@ -23,7 +23,7 @@ mod release;
 use super::Engine;
 use super::allocator::Purpose;
 use super::extents::ExtentState;
-use super::io_queue;
+use super::io_queue::{self, Class};
 use super::log::OpenExtent;
 use super::op::{Answer, Clock, Key, OpError};
 use super::shard::Shard;
@@ -266,11 +266,14 @@ impl<D: Device> Engine<D> {
         (count / FREE_TARGET_DIVISOR).max(of_shards).max(2)
     }
 
-    /// Whether somebody waits for what collection frees.
+    /// Whether collection goes on as fast as it can.
     fn is_pressing(&self) -> bool {
-        self.allocator.available_count() == 0
-            || !self.collector.compactions.is_empty()
-            || self.shards.iter().any(|shard| !shard.stalled.is_empty())
+        !self.collector.compactions.is_empty() || self.is_waited_for()
+    }
+
+    /// Whether writers wait for what collection frees, or will.
+    fn is_waited_for(&self) -> bool {
+        self.allocator.available_count() == 0 || self.shards.iter().any(|shard| !shard.stalled.is_empty())
     }
 
     /// Extents of a shard that may be collected.
@@ -461,6 +464,7 @@ impl<D: Device> Engine<D> {
             self.collector.retry_us = clock.monotonic_us + RETRY_DELAY_US;
             return true;
         }
+        self.queue.set_pressing(self.is_waited_for());
         if active.is_reading || (self.collector.credit <= 0 && !pressing) {
             return false;
         }
@@ -545,7 +549,8 @@ impl<D: Device> Engine<D> {
     /// Reads the next piece of the victim.
     fn read_on(&mut self, active: &mut Collection) {
         let from = active.at + active.bytes.len() as u64;
-        let size = self.queue.transfer_size_max().min((active.end.saturating_sub(from)) as usize);
+        let piece_size = self.queue.transfer_size_max(Class::Collect);
+        let size = piece_size.min((active.end.saturating_sub(from)) as usize);
         active.is_reading = true;
         let offset = self.superblock.layout.extent_offset(active.extent) + from;
         self.queue.read(io_queue::Purpose::Collect, offset, size);

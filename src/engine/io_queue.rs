@@ -1,15 +1,93 @@
-//! The engine's side of a queue pair: commands wait here, in order, for a buffer and a place in flight.
+//! The engine's side of a queue pair: commands wait here for their turn, a buffer and a place in flight. Whose turn it is, the
+//! scheduler says.
 //!
 //! Invariants:
-//! - A command leaves the queue only into the device; a refusal puts it back at its place.
-//! - Nothing is dropped: every command ends as one [`Finished`].
+//! - A command leaves the queue only into the device; one that is refused stays at its place.
+//! - Nothing is dropped: every command ends as one `Finished`.
 
-use std::collections::VecDeque;
+pub mod cost;
+mod scheduler;
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use slab::Slab;
 
 use crate::device::{Device, DmaBuf, Io, IoDone, IoError, IoOp, Refusal, Token};
+use cost::{Bounds, DeviceProfile};
+pub use scheduler::{Activity, Class};
+use scheduler::{Scheduler, Ticket};
+
+/// In which order commands go to the device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum IoPolicy {
+    /// Each class has its share, commits a deadline, and the background a bound.
+    #[default]
+    Shares,
+    /// In the order in which they came: to compare with.
+    Fifo,
+}
+
+impl FromStr for IoPolicy {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<IoPolicy, String> {
+        match text {
+            "shares" => Ok(IoPolicy::Shares),
+            "fifo" => Ok(IoPolicy::Fifo),
+            _ => Err(format!("'{text}' is not one of shares, fifo")),
+        }
+    }
+}
+
+impl fmt::Display for IoPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            IoPolicy::Shares => "shares",
+            IoPolicy::Fifo => "fifo",
+        })
+    }
+}
+
+/// How an engine uses its device.
+#[derive(Debug, Clone)]
+pub struct IoSettings {
+    /// The order of commands.
+    pub policy: IoPolicy,
+    /// What the device can do.
+    pub profile: DeviceProfile,
+    /// Engines that use it, each through a queue of its own.
+    pub queue_count: u32,
+    /// When clients of any of them last used it.
+    pub activity: Arc<Activity>,
+}
+
+impl Default for IoSettings {
+    /// One engine on a device of which nothing is known.
+    fn default() -> IoSettings {
+        IoSettings {
+            policy: IoPolicy::default(),
+            profile: cost::ASSUMED,
+            queue_count: 1,
+            activity: Arc::default(),
+        }
+    }
+}
+
+/// What became of the commands of one class.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct ClassStats {
+    /// Commands that the device took.
+    pub commands: u64,
+    /// Bytes that they moved.
+    pub bytes: u64,
+    /// Commands that wait for their turn now.
+    pub waiting: u64,
+    /// The longest that one has waited for its turn, in microseconds.
+    pub wait_us_max: u64,
+}
 
 /// What a command was for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +126,19 @@ pub(super) enum Purpose {
     },
 }
 
+impl Purpose {
+    /// Whose command it is. Reads of records are clients', unless it is said otherwise.
+    fn class(self) -> Class {
+        match self {
+            Purpose::Read { .. } => Class::Read,
+            Purpose::Write { .. } | Purpose::Flush => Class::Commit,
+            Purpose::Checkpoint => Class::Checkpoint,
+            Purpose::Collect | Purpose::Survivors { .. } | Purpose::Trim { .. } => Class::Collect,
+            Purpose::Scrub => Class::Scrub,
+        }
+    }
+}
+
 enum Command {
     Read { offset: u64, size: usize },
     Write { offset: u64, data: Bytes },
@@ -65,8 +156,8 @@ pub(super) struct Finished {
 /// Commands on their way to the device and back.
 pub(super) struct IoQueue<D> {
     device: D,
-    purposes: Slab<Purpose>,
-    waiting: VecDeque<(Purpose, Command)>,
+    in_flight: Slab<(Purpose, Ticket)>,
+    scheduler: Scheduler<(Purpose, Command)>,
     done: Vec<IoDone>,
     failed: Vec<Finished>,
     transfer_size_max: usize,
@@ -86,8 +177,8 @@ impl<D: Device> IoQueue<D> {
         let transfer_size_max = 1 << transfer_size_max.ilog2();
         IoQueue {
             device,
-            purposes: Slab::new(),
-            waiting: VecDeque::new(),
+            in_flight: Slab::new(),
+            scheduler: scheduler_of(&IoSettings::default()),
             done: Vec::new(),
             failed: Vec::new(),
             transfer_size_max,
@@ -97,16 +188,49 @@ impl<D: Device> IoQueue<D> {
         }
     }
 
+    /// Changes the order of commands. Before the first of them.
+    pub(super) fn set_settings(&mut self, settings: &IoSettings) {
+        assert!(self.is_idle(), "the order of commands that are under way does not change");
+        self.scheduler = scheduler_of(settings);
+    }
+
     pub(super) fn device(&self) -> &D {
         &self.device
     }
 
-    pub(super) fn transfer_size_max(&self) -> usize {
-        self.transfer_size_max
+    /// Bytes of the longest command of a class: the background's are short, so that nobody stands behind one for long.
+    pub(super) fn transfer_size_max(&self, class: Class) -> usize {
+        if self.scheduler.is_bounded(class) {
+            self.transfer_size_max.min(self.scheduler.bounds().piece_size)
+        } else {
+            self.transfer_size_max
+        }
+    }
+
+    /// Figures of each class, in the order of [`Class::ALL`].
+    pub(super) fn stats(&self) -> [ClassStats; 5] {
+        self.scheduler.stats()
+    }
+
+    /// Says what time it is, in microseconds on the monotonic clock: for commands that are queued from here on, too.
+    pub(super) fn set_now(&mut self, now_us: u64) {
+        self.scheduler.set_now(now_us);
+    }
+
+    /// Says whether writers wait for what garbage collection frees.
+    pub(super) fn set_pressing(&mut self, is_pressing: bool) {
+        self.scheduler.set_pressing(is_pressing);
     }
 
     pub(super) fn read(&mut self, purpose: Purpose, offset: u64, size: usize) {
-        self.waiting.push_back((purpose, Command::Read { offset, size }));
+        self.read_as(purpose.class(), purpose, offset, size);
+    }
+
+    /// The same for another class than the purpose says.
+    pub(super) fn read_as(&mut self, class: Class, purpose: Purpose, offset: u64, size: usize) {
+        let cost_ns = self.scheduler.bounds().read_ns(size as u64);
+        let ticket = Ticket { class, cost_ns, size: size as u32, is_urgent: false };
+        self.scheduler.push(ticket, (purpose, Command::Read { offset, size }));
     }
 
     /// Writes a frame's `data` in pieces that the device takes, and returns how many there are.
@@ -116,12 +240,17 @@ impl<D: Device> IoQueue<D> {
 
     /// Writes `data` in pieces that the device takes, and returns how many there are.
     pub(super) fn write_for(&mut self, purpose: Purpose, offset: u64, data: &Bytes) -> usize {
+        let class = purpose.class();
+        let piece_size = self.transfer_size_max(class);
         let mut at = 0;
         let mut pieces = 0;
         while at < data.len() {
-            let end = (at + self.transfer_size_max).min(data.len());
+            let end = (at + piece_size).min(data.len());
+            let size = end - at;
+            let cost_ns = self.scheduler.bounds().write_ns(size as u64);
+            let ticket = Ticket { class, cost_ns, size: size as u32, is_urgent: false };
             let piece = Command::Write { offset: offset + at as u64, data: data.slice(at..end) };
-            self.waiting.push_back((purpose, piece));
+            self.scheduler.push(ticket, (purpose, piece));
             pieces += 1;
             at = end;
         }
@@ -130,58 +259,54 @@ impl<D: Device> IoQueue<D> {
 
     pub(super) fn flush(&mut self) {
         self.flush_count += 1;
-        self.waiting.push_back((Purpose::Flush, Command::Flush));
+        let cost_ns = self.scheduler.bounds().flush_ns();
+        // Everybody in the group waits for it, and it moves nothing.
+        let ticket = Ticket { class: Class::Commit, cost_ns, size: 0, is_urgent: true };
+        self.scheduler.push(ticket, (Purpose::Flush, Command::Flush));
     }
 
     pub(super) fn deallocate(&mut self, purpose: Purpose, offset: u64, size: u64) {
-        self.waiting.push_back((purpose, Command::Deallocate { offset, size }));
+        let cost_ns = self.scheduler.bounds().deallocate_ns();
+        let ticket = Ticket { class: purpose.class(), cost_ns, size: 0, is_urgent: false };
+        self.scheduler.push(ticket, (purpose, Command::Deallocate { offset, size }));
     }
 
     /// Whether anything is waiting or in flight.
     pub(super) fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.purposes.is_empty() && self.failed.is_empty()
+        self.scheduler.is_empty() && self.in_flight.is_empty() && self.failed.is_empty()
     }
 
-    /// Hands waiting commands to the device until it is full or out of buffers.
+    /// Hands waiting commands to the device until it is full or out of buffers, or they have to wait.
     pub(super) fn submit(&mut self) {
-        while let Some((purpose, command)) = self.waiting.pop_front() {
-            let op = match &command {
+        while let Some(pick) = self.scheduler.next() {
+            let Some((ticket, (purpose, command))) = self.scheduler.front(pick) else { return };
+            let purpose = *purpose;
+            let op = match command {
                 Command::Read { offset, size } => {
-                    let Some(buf) = self.device.allocate(*size) else {
-                        self.waiting.push_front((purpose, command));
-                        return;
-                    };
+                    let Some(buf) = self.device.allocate(*size) else { return };
                     IoOp::Read { offset: *offset, buf }
                 }
                 Command::Write { offset, data } => {
-                    let Some(mut buf) = self.device.allocate(data.len()) else {
-                        self.waiting.push_front((purpose, command));
-                        return;
-                    };
+                    let Some(mut buf) = self.device.allocate(data.len()) else { return };
                     buf.copy_from_slice(data);
                     IoOp::Write { offset: *offset, buf, fua: false }
                 }
                 Command::Flush => IoOp::Flush,
                 Command::Deallocate { offset, size } => IoOp::Deallocate { offset: *offset, size: *size },
             };
-            let token = Token(self.purposes.insert(purpose) as u64);
+            let token = Token(self.in_flight.insert((purpose, ticket)) as u64);
             match self.device.submit(Io { token, op }) {
-                Ok(()) => match command {
-                    Command::Read { size, .. } => self.bytes_read += size as u64,
-                    Command::Write { data, .. } => self.bytes_written += data.len() as u64,
-                    Command::Flush | Command::Deallocate { .. } => {}
+                Ok(()) => match self.scheduler.take(pick) {
+                    Some((_, Command::Read { size, .. })) => self.bytes_read += size as u64,
+                    Some((_, Command::Write { data, .. })) => self.bytes_written += data.len() as u64,
+                    _ => {}
                 },
                 Err(rejected) => {
-                    self.purposes.remove(rejected.io.token.0 as usize);
-                    match rejected.why {
-                        Refusal::Full => {
-                            self.waiting.push_front((purpose, command));
-                            return;
-                        }
-                        Refusal::Failed(error) => {
-                            self.failed.push(Finished { purpose, buf: None, status: Err(error) });
-                        }
-                    }
+                    self.in_flight.remove(rejected.io.token.0 as usize);
+                    let Refusal::Failed(error) = rejected.why else { return };
+                    self.scheduler.take(pick);
+                    self.scheduler.done(ticket);
+                    self.failed.push(Finished { purpose, buf: None, status: Err(error) });
                 }
             }
         }
@@ -194,13 +319,19 @@ impl<D: Device> IoQueue<D> {
         let mut done = std::mem::take(&mut self.done);
         self.device.poll(&mut done);
         for IoDone { token, buf, status } in done.drain(..) {
-            let purpose = self.purposes.remove(token.0 as usize);
+            let (purpose, ticket) = self.in_flight.remove(token.0 as usize);
+            self.scheduler.done(ticket);
             out.push(Finished { purpose, buf, status });
         }
         self.done = done;
         // Completions gave buffers and places back: what waited for them need not wait for the next loop.
-        if !self.waiting.is_empty() {
+        if !self.scheduler.is_empty() {
             self.submit();
         }
     }
+}
+
+fn scheduler_of<T>(settings: &IoSettings) -> Scheduler<T> {
+    let bounds = Bounds::new(&settings.profile, settings.queue_count);
+    Scheduler::new(settings.policy, bounds, Arc::clone(&settings.activity))
 }

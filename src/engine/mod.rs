@@ -27,7 +27,7 @@ mod extents;
 pub mod gc;
 pub mod index;
 pub mod inspect;
-mod io_queue;
+pub mod io_queue;
 mod log;
 pub mod long;
 pub mod memory;
@@ -57,7 +57,7 @@ use checkpoint::{CheckpointStats, Checkpointer};
 use commit::Committer;
 use durability::Durability;
 use gc::{Collector, GcStats};
-use io_queue::{Finished, IoQueue};
+use io_queue::{ClassStats, Finished, IoQueue, IoSettings};
 use memory::MemoryBudget;
 use op::{Answer, Clock, HoldId, OpError, ShardId, ShardOp};
 use operations::{BatchHold, LongRead, Operation};
@@ -83,6 +83,8 @@ pub struct EngineStats {
     pub bytes_written: u64,
     /// Bytes read from the device.
     pub bytes_read: u64,
+    /// What became of the commands of each class, in the order of [`io_queue::Class::ALL`].
+    pub io: [ClassStats; 5],
     /// Bytes of keys and values that writes brought.
     pub user_bytes: u64,
     /// Flushes sent to the device.
@@ -210,6 +212,11 @@ impl<D: Device> Engine<D> {
         }
     }
 
+    /// Changes how it uses its device. Before anything else is done with it.
+    pub fn set_io(&mut self, settings: &IoSettings) {
+        self.queue.set_settings(settings);
+    }
+
     /// Makes what recovery found durable and voids what follows it, before anything is served. Waits for the device.
     ///
     /// What recovery read may sit in a volatile cache (after a kill there was no power cut), so it is flushed before any
@@ -332,6 +339,7 @@ impl<D: Device> Engine<D> {
             live_bytes: self.shards.iter().map(Shard::live_bytes).sum(),
             bytes_written: self.queue.bytes_written,
             bytes_read: self.queue.bytes_read,
+            io: self.queue.stats(),
             flushes: self.queue.flush_count,
             groups: self.committer.group_count(),
             gc: self.collector.stats,
@@ -389,6 +397,7 @@ impl<D: Device> Engine<D> {
             self.answers.push((token, answer));
             return Ok(());
         }
+        self.queue.set_now(clock.monotonic_us);
         if !matches!(op, ShardOp::Key { .. }) {
             self.begin_arrivals(clock);
         }
@@ -418,6 +427,7 @@ impl<D: Device> Engine<D> {
 
     /// One pass: completions, waiting operations, the next group, the doorbell.
     fn step(&mut self, clock: Clock) -> bool {
+        self.queue.set_now(clock.monotonic_us);
         let begun = self.begin_arrivals(clock);
         let mut finished = std::mem::take(&mut self.finished);
         self.queue.poll(&mut finished);

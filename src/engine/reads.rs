@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::Engine;
 use super::index::{Entry, Identity, Index, KeyHash};
-use super::io_queue::Purpose;
+use super::io_queue::{Class, Purpose};
 use super::op::{Clock, Key, OpError, Value};
 use crate::device::{Device, DmaBuf, IoError};
 use crate::format::record::{Record, RecordType};
@@ -131,11 +131,15 @@ impl<D: Device> Engine<D> {
             to,
         };
         let id = self.reads.insert(job);
-        self.reads_waiting.push_back(id);
+        if let ReadFor::Scrub = to {
+            self.scrubber.reads_waiting.push_back(id);
+        } else {
+            self.reads_waiting.push_back(id);
+        }
         self.start_reads();
     }
 
-    /// Starts reads that wait, in order, as far as the bound on their bytes allows.
+    /// Starts reads that wait, in order, as far as the bound on their bytes allows: clients' first.
     pub(super) fn start_reads(&mut self) {
         while let Some(id) = self.reads_waiting.front().copied() {
             let size = self.reads[id].size;
@@ -148,11 +152,16 @@ impl<D: Device> Engine<D> {
             self.reads_size += size;
             self.send_read(id);
         }
+        while let Some(id) = self.scrubber.next_read() {
+            self.reads_size += self.reads[id].size;
+            self.send_read(id);
+        }
     }
 
     fn send_read(&mut self, id: usize) {
-        let piece_size = self.queue.transfer_size_max();
         let job = &mut self.reads[id];
+        let class = if let ReadFor::Scrub = job.to { Class::Scrub } else { Class::Read };
+        let piece_size = self.queue.transfer_size_max(class);
         job.tries_left -= 1;
         job.error = None;
         job.pieces_left = job.size.div_ceil(piece_size);
@@ -162,7 +171,7 @@ impl<D: Device> Engine<D> {
         let (offset, size) = (job.offset, job.size);
         for at in (0..size).step_by(piece_size) {
             let piece = piece_size.min(size - at);
-            self.queue.read(Purpose::Read { job: id, at }, offset + at as u64, piece);
+            self.queue.read_as(class, Purpose::Read { job: id, at }, offset + at as u64, piece);
         }
     }
 

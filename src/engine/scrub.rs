@@ -10,10 +10,12 @@
 //! - A key is called damaged only after its own record was read several times, and is still the newest of its key then.
 //! - Nothing is read while clients' reads wait, and no more in a second than the rate says.
 
+use std::collections::VecDeque;
+
 use super::Engine;
 use super::extents::{Extent, ExtentState};
 use super::index::{Entry, Index, RecordRef};
-use super::io_queue::Purpose;
+use super::io_queue::{Class, Purpose};
 use super::op::{Clock, OpError};
 use super::reads::{ReadFor, Wanted};
 use crate::device::{Device, DmaBuf, IoError};
@@ -27,6 +29,9 @@ const PASS_INTERVAL_US: u64 = 24 * 3_600 * 1_000_000;
 
 /// Bytes that are read at a time.
 const PIECE_SIZE_MAX: usize = 256 << 10;
+
+/// Single records that are read at a time: they count among the bytes that are read, which clients wait for.
+const RECORD_READS_MAX: usize = 4;
 
 /// Keys that are looked at in one go for those of one extent.
 const WALK_COUNT: usize = 1_024;
@@ -94,6 +99,9 @@ pub(super) struct Scrubber {
     credited_us: u64,
     next_pass_us: u64,
     pass: Option<Pass>,
+    /// Reads of single records that have not been started, in order.
+    pub(super) reads_waiting: VecDeque<usize>,
+    reads_started: usize,
     pub(super) stats: ScrubStats,
 }
 
@@ -104,6 +112,22 @@ impl Scrubber {
         let earned = (u128::from(self.rate) * u128::from(elapsed_us) / 1_000_000) as i64;
         // What was not used is not caught up with.
         self.credit = (self.credit + earned).min(PIECE_SIZE_MAX as i64);
+    }
+
+    /// The read of a single record that may be started now.
+    pub(super) fn next_read(&mut self) -> Option<usize> {
+        if self.reads_started >= RECORD_READS_MAX {
+            return None;
+        }
+        let id = self.reads_waiting.pop_front()?;
+        self.reads_started += 1;
+        Some(id)
+    }
+
+    /// Whether a piece of this extent is being read.
+    pub(super) fn is_reading(&self, shard: usize, extent: u32) -> bool {
+        let Some(Pass { shard: of, step: Step::Extent(reading), .. }) = &self.pass else { return false };
+        *of == shard && reading.extent == extent && reading.is_reading
     }
 }
 
@@ -205,8 +229,8 @@ impl<D: Device> Engine<D> {
             }
             Verdict::NeedBytes => {
                 let from = reading.at + reading.bytes.len() as u64;
-                let size =
-                    self.queue.transfer_size_max().min(PIECE_SIZE_MAX).min((reading.end - from) as usize);
+                let piece_size = self.queue.transfer_size_max(Class::Scrub).min(PIECE_SIZE_MAX);
+                let size = piece_size.min((reading.end - from) as usize);
                 let offset = self.superblock.layout.extent_offset(reading.extent) + from;
                 self.queue.read(Purpose::Scrub, offset, size);
                 self.scrubber.credit -= size as i64;
@@ -339,6 +363,7 @@ impl<D: Device> Engine<D> {
         entry: &Entry,
         error: Option<OpError>,
     ) {
+        self.scrubber.reads_started -= 1;
         if let Some(Pass { step: Step::Records { left, .. }, .. }) = &mut self.scrubber.pass {
             *left = left.saturating_sub(1);
         }

@@ -18,6 +18,7 @@ use crate::engine::clear::ClearAll;
 use crate::engine::device_format::{self, FormatOptions, OpenError};
 use crate::engine::dump::{Dump, DumpEvent};
 use crate::engine::durability::Durability;
+use crate::engine::io_queue::IoSettings;
 use crate::engine::memory::MemoryBudget;
 use crate::engine::op::{
     Answer, BatchId, Clock, Key, OpError, PinnedKey, RangeQuery, Reply, ShardId, ShardOp, Value, WatchedKey,
@@ -312,6 +313,13 @@ impl SimNode {
     /// Reads that caches answered.
     pub fn cache_hits(&self) -> u64 {
         self.engines.iter().map(|engine| engine.stats().cache_hits).sum()
+    }
+
+    /// Changes how every engine uses the disk. Before anything else is asked of the node.
+    pub fn set_io(&mut self, settings: &IoSettings) {
+        for engine in &mut self.engines {
+            engine.set_io(settings);
+        }
     }
 
     /// Changes how many bytes a second every engine reads again.

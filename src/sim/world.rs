@@ -115,6 +115,10 @@ struct World {
 /// Passes of the node without an answer after which there will be none.
 const PASSES_MAX: usize = 400_000;
 
+/// Bytes a second of the scrubber where it never comes to rest, and how far apart its passes begin.
+const SCRUB_RATE: u64 = 1 << 30;
+const DAY_US: u64 = 86_400_000_000;
+
 const CLIENTS: usize = 5;
 const KEYS_PER_CLIENT: usize = 12;
 /// Values grow up to here, so that the disks hold them.
@@ -201,6 +205,10 @@ impl World {
                 index_may_grow: !self.memory_is_short,
                 ..MemoryBudget::default()
             });
+            if self.config.scrubs {
+                node.set_scrub_rate(SCRUB_RATE);
+                self.slow_some_reads();
+            }
             if cut {
                 let events = self.disk.events();
                 let within = self.random.below(4 * requests as u64 + 8);
@@ -225,7 +233,8 @@ impl World {
                 self.pass(&mut node);
                 // Just after a write has failed is when little may go wrong besides.
                 // Power that has gone does not come back in between.
-                if !is_hit && self.disk.faults_struck() > struck && !self.disk.is_off() {
+                if !is_hit && !self.config.scrubs && self.disk.faults_struck() > struck && !self.disk.is_off()
+                {
                     is_hit = true;
                     if self.random.chance(1, 2) {
                         self.disk.power_cut_at(self.disk.events() + self.random.below(24));
@@ -248,6 +257,7 @@ impl World {
                     continue;
                 }
                 self.disk.power_cut_at(u64::MAX);
+                self.check_scrubs(&node);
                 self.whole_checks(&mut node);
                 if self.random.chance(1, 4) {
                     self.let_expire(&mut node);
@@ -284,6 +294,16 @@ impl World {
             self.disk.inject(Fault { nth, op: FaultOp::Write, kind, sticky: false });
         }
         self.probes.hit("writes fail");
+    }
+
+    /// Some of the next reads take so long that much happens meanwhile.
+    fn slow_some_reads(&mut self) {
+        let mut nth = 0;
+        for _ in 0..40 {
+            nth += self.random.below(8);
+            let kind = FaultKind::Slow(20 + self.random.below(200));
+            self.disk.inject(Fault { nth, op: FaultOp::Read, kind, sticky: false });
+        }
     }
 
     /// Starts a request for an idle client. Returns how many were started.
@@ -424,6 +444,10 @@ impl World {
     fn pass(&mut self, node: &mut SimNode) {
         node.step();
         node.clock.monotonic_us += self.random.below(400);
+        if self.config.scrubs && self.random.chance(1, 40) {
+            // A pass begins once a day.
+            node.clock.monotonic_us += DAY_US;
+        }
         node.clock.unix_ms += self.random.below(2);
         self.clock = node.clock;
         for (id, outcome) in node.take_done() {
@@ -439,6 +463,16 @@ impl World {
             self.pass(node);
         }
         self.broken(Promise::Answered, "a request was never answered");
+    }
+
+    /// Nothing is damaged here: the scrubber must not say so, whatever was written over and freed under it.
+    fn check_scrubs(&mut self, node: &SimNode) {
+        let found: u64 = node.stats().map(|stats| stats.scrub.damaged).sum();
+        if found > 0 {
+            self.broken(Promise::Undamaged, &format!("the scrubber calls {found} records damaged"));
+        }
+        let passes: u64 = node.stats().map(|stats| stats.scrub.passes).sum();
+        self.probes.hit_if(passes > 1, "everything scrubbed again");
     }
 
     /// Power off, whatever is open stays open; then up again.

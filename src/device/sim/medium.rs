@@ -38,6 +38,8 @@ pub(super) struct Medium {
     pending_next: u64,
     completion_next: u64,
     in_flight: Vec<InFlight>,
+    /// What has been transferred at the end of all that is in flight, had the disk never been idle.
+    busy_until_bytes: u64,
 }
 
 struct InFlight {
@@ -112,6 +114,7 @@ impl Medium {
             pending_next: 0,
             completion_next: 0,
             in_flight: Vec::new(),
+            busy_until_bytes: 0,
         }
     }
 
@@ -165,11 +168,19 @@ impl Medium {
             Some(FaultKind::Slow(more)) => polls.saturating_add(delay).saturating_add(more),
             _ => polls + delay,
         };
+        let ready_at = ready_at.max(self.turn_of(io.op.transfer_size() as u64, polls));
         let Io { token, op } = io;
         let command = self.begin(token, op);
         self.in_flight.push(InFlight { queue, token, command, ready_at, fault });
         self.events += 1;
         Ok(())
+    }
+
+    /// The poll at which a command of this size has been transferred, behind all that is in flight.
+    fn turn_of(&mut self, size: u64, polls: u64) -> u64 {
+        let Some(rate) = self.config.bytes_per_poll else { return 0 };
+        self.busy_until_bytes = self.busy_until_bytes.max(polls * rate) + size;
+        self.busy_until_bytes.div_ceil(rate)
     }
 
     /// Records the operation and notes what it would do to the medium.

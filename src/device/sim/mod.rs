@@ -57,6 +57,9 @@ pub struct SimConfig {
     pub deallocate: Deallocate,
     /// An operation completes at a random one of the next so many polls.
     pub delay_polls_max: u64,
+    /// Bytes that the disk transfers between two polls of a queue: what is in flight stands in line for it, in the order of
+    /// submission. `None` for a disk that does everything at once. Only for disks with one queue, since each has its own polls.
+    pub bytes_per_poll: Option<u64>,
     /// Bytes of buffers that may be out.
     pub dma_size_max: usize,
 }
@@ -73,6 +76,7 @@ impl Default for SimConfig {
             tear: Tear::Sector512,
             deallocate: Deallocate::Advisory,
             delay_polls_max: 4,
+            bytes_per_poll: None,
             dma_size_max: limits::DMA_SIZE_MAX,
         }
     }

@@ -50,8 +50,10 @@ impl<D: Device> Engine<D> {
         for number in retired {
             let is_read = self.reads.iter().any(|(_, job)| job.is_of(at, number))
                 && !is_planted(Bug::FreesExtentUnderReader);
+            let is_scrubbed =
+                self.scrubber.is_reading(at, number) && !is_planted(Bug::FreesExtentUnderScrubber);
             let is_pinned = self.shards[at].is_pinned(number) && !is_planted(Bug::FreesPinnedExtents);
-            if is_read || is_pinned {
+            if is_read || is_scrubbed || is_pinned {
                 continue;
             }
             progress = true;

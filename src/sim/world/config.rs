@@ -39,6 +39,8 @@ pub struct WorldConfig {
     pub value_scale: usize,
     /// Some writes fail in every life, rather than now and then.
     pub writes_fail: bool,
+    /// The scrubber reads everything again and again, and some reads take their time.
+    pub scrubs: bool,
     /// Keys of each shard that are made at the beginning and stay, all in one part of the index: it grows.
     pub crowd: usize,
 }
@@ -65,6 +67,7 @@ impl WorldConfig {
             chunk_size: [CHUNK_SIZE_MAX as u64, 60_000, 5_000, 700][random.index(4)],
             value_scale: 1,
             writes_fail: false,
+            scrubs: false,
             crowd: 0,
         }
     }
@@ -72,6 +75,11 @@ impl WorldConfig {
     /// The same on a small disk that is written many times over: garbage is collected all the time.
     pub fn full_from_seed(seed: u64, requests: usize) -> WorldConfig {
         WorldConfig { disk_size: 14 << 20, value_scale: 16, ..WorldConfig::from_seed(seed, requests) }
+    }
+
+    /// The same beside the scrubber, which never comes to rest.
+    pub fn scrubbed_from_seed(seed: u64, requests: usize) -> WorldConfig {
+        WorldConfig { scrubs: true, ..WorldConfig::full_from_seed(seed, requests) }
     }
 
     /// The same on a disk where writes fail all the time. Each takes an extent, of which there are enough.
