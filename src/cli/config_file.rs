@@ -25,6 +25,8 @@ struct ConfigFile {
     max_clients: Option<u32>,
     memory: Option<String>,
     scrub_rate: Option<String>,
+    profile: Option<PathBuf>,
+    scheduler: Option<String>,
     allow_remote_clients: Option<bool>,
 }
 
@@ -58,9 +60,13 @@ pub(super) fn apply(args: &mut ServeArgs, path: &Path) -> Result<(), String> {
         |name: &str, error: String| format!("in the configuration file {}: {name}: {error}", path.display());
     args.device = args.device.take().or(file.device);
     args.listen = args.listen.or(file.listen);
+    args.profile = args.profile.take().or(file.profile);
     args.allow_remote_clients |= file.allow_remote_clients.unwrap_or(false);
     if let (None, Some(engine)) = (args.engine, file.engine) {
         args.engine = Some(engine.parse().map_err(|error| wrong("engine", error))?);
+    }
+    if let (None, Some(policy)) = (args.scheduler, file.scheduler) {
+        args.scheduler = Some(policy.parse().map_err(|error| wrong("scheduler", error))?);
     }
     if let (None, Some(text)) = (args.size, file.size) {
         args.size = Some(size::parse(&text).map_err(|error| wrong("size", error.to_string()))?);

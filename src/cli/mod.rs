@@ -16,6 +16,7 @@ mod format;
 mod inspect;
 mod memory;
 mod node_client;
+mod profile;
 mod progress;
 mod qualify;
 mod salvage;
@@ -30,6 +31,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use self::engine_name::EngineName;
 use crate::engine::durability::Durability;
+use crate::engine::io_queue::IoPolicy;
 use crate::format::superblock::IndexKind;
 use crate::limits::{CONNECTION_COUNT_MAX, REACTOR_COUNT_MAX, SHARD_COUNT_MAX};
 use crate::reactor::cores::CoreList;
@@ -155,6 +157,13 @@ struct ServeArgs {
     /// Bytes a second that are read again to find damage; 0 for none [default: 8MiB]
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     scrub_rate: Option<u64>,
+    /// What the device can do, as `basalt qualify --profile` has measured it: costs of commands, bounds and queue depth follow
+    /// from it [default: what most drives can do]
+    #[arg(long, value_name = "FILE")]
+    profile: Option<PathBuf>,
+    /// Order of commands to the device: shares, by what they are for, or fifo, as they come, to compare with [default: shares]
+    #[arg(long, value_name = "POLICY")]
+    scheduler: Option<IoPolicy>,
     /// Listen on an address that other machines can reach, although any client may read and write everything.
     #[arg(long)]
     allow_remote_clients: bool,

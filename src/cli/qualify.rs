@@ -3,6 +3,7 @@
 
 mod claims;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -12,9 +13,11 @@ use self::claims::Surroundings;
 use super::bench::target::{Target, TargetArgs};
 use super::device_path::with_namespace;
 use super::engine_name::EngineName;
+use super::profile::{self, Disk, Profile};
 use super::progress::Progress;
-use super::{Exit, fail, say};
+use super::{Exit, fail, note, say};
 use crate::device::{Geometry, Namespace};
+use crate::engine::io_queue::cost::{self, DeviceProfile};
 use crate::measure::durable::{self, Durable, DurableLoad, Order};
 use crate::measure::load::{self, Load, Pattern};
 use crate::measure::selftest;
@@ -30,6 +33,9 @@ pub(super) struct QualifyArgs {
     /// Seconds that each figure is measured
     #[arg(long, value_name = "SECONDS", default_value_t = 2.0, value_parser = super::bench::seconds)]
     seconds: f64,
+    /// Keep what was measured in this file, which `basalt serve --profile` goes by
+    #[arg(long, value_name = "FILE")]
+    profile: Option<PathBuf>,
     /// Report as JSON.
     #[arg(long)]
     json: bool,
@@ -63,19 +69,6 @@ impl Line {
     }
 }
 
-/// The three dimensions.
-#[derive(Debug, Default, Serialize)]
-struct Figures {
-    read_iops: f64,
-    write_iops: f64,
-    read_bytes_per_second: f64,
-    write_bytes_per_second: f64,
-    read_latency_p50_us: f64,
-    read_latency_p99_us: f64,
-    durable_write_latency_p50_us: f64,
-    durable_write_latency_p99_us: f64,
-}
-
 #[derive(Debug, Serialize)]
 struct Report {
     device: String,
@@ -83,26 +76,45 @@ struct Report {
     /// Nothing failed.
     qualified: bool,
     lines: Vec<Line>,
-    figures: Figures,
+    /// The three dimensions.
+    figures: DeviceProfile,
 }
 
 /// Operations in flight, and bytes of each, for operations per second and for bandwidth.
-const IOPS_LOAD: (usize, usize) = (32, 4096);
-const BANDWIDTH_LOAD: (usize, usize) = (8, 256 << 10);
+const IOPS_LOAD: (usize, usize) = (32, cost::SMALL_SIZE as usize);
+const BANDWIDTH_LOAD: (usize, usize) = (8, cost::LARGE_SIZE as usize);
+
+/// Reads in flight that are tried beside one and as many as for `IOPS_LOAD`, to find how many a device needs to be busy.
+const DEPTHS: [usize; 4] = [4, 8, 16, 64];
+
+/// The part of the most reads a second that counts as busy.
+const BUSY_PART: f64 = 0.95;
+
+const STEPS: u64 = 13 + DEPTHS.len() as u64;
 
 pub(super) fn qualify(args: &QualifyArgs) -> Exit {
     let engine = args.engine.unwrap_or_else(|| args.target.engine_default());
     if let Some(why) = engine.why_not_served() {
         return fail(Exit::Refused, why);
     }
+    if let Some(Err((exit, text))) = args.profile.as_deref().map(profile::check_place) {
+        return fail(exit, text);
+    }
     let target = match Target::new(&args.target, engine, true) {
         Ok(target) => target,
         Err((exit, text)) => return fail(exit, text),
     };
-    let report = match run(args, engine, &target) {
-        Ok(report) => report,
+    let (report, disk) = match run(args, engine, &target) {
+        Ok(measured) => measured,
         Err(text) => return fail(Exit::Failed, format!("{}: {text}", target.name)),
     };
+    if let Some(path) = &args.profile {
+        let profile = Profile::new(&report.engine, disk, report.figures.clone());
+        if let Err(text) = profile.write(path) {
+            return fail(Exit::Failed, text);
+        }
+        note(format!("what was measured is in {0}: `basalt serve --profile {0}` goes by it", path.display()));
+    }
     if args.json {
         say(serde_json::json!(report));
     } else {
@@ -111,14 +123,15 @@ pub(super) fn qualify(args: &QualifyArgs) -> Exit {
     if report.qualified { Exit::Done } else { Exit::Failed }
 }
 
-fn run(args: &QualifyArgs, engine: EngineName, target: &Target) -> Result<Report, String> {
+/// Also says which disk it was.
+fn run(args: &QualifyArgs, engine: EngineName, target: &Target) -> Result<(Report, Disk), String> {
     target.fill(engine)?;
     let mut progress = Progress::new("qualifying");
     let mut step = 0;
     let mut lines = Vec::new();
     let mut add = |lines: &mut Vec<Line>, name, verdict| {
         step += 1;
-        progress.show_count(step, 13, "steps");
+        progress.show_count(step, STEPS, "steps");
         lines.push(Line::of(name, verdict));
     };
     let text = |error: &dyn std::fmt::Display| error.to_string();
@@ -130,7 +143,11 @@ fn run(args: &QualifyArgs, engine: EngineName, target: &Target) -> Result<Report
         Err(why) => Err(format!("a second open failed for another reason: {why}")),
         Ok(()) => Err("it could be opened twice at a time".to_owned()),
     };
-    let mut figures = Figures::default();
+    let mut figures = cost::ASSUMED;
+    let disk = match namespace.model_and_serial() {
+        Some(controller) => Disk::beneath(target.path(), Some(controller)),
+        None => Disk::of(target.queue.as_ref()),
+    };
     with_namespace!(&namespace, namespace => {
         let geometry = namespace.geometry().clone();
         let queue = || namespace.open_queue().map_err(|error| text(&error));
@@ -163,20 +180,34 @@ fn run(args: &QualifyArgs, engine: EngineName, target: &Target) -> Result<Report
         drop(queue);
         let mut load = |pattern, (depth, block_size): (usize, usize)| {
             step += 1;
-            progress.show_count(step, 13, "steps");
+            progress.show_count(step, STEPS, "steps");
             measure(args, target, namespace, pattern, depth, block_size)
         };
         figures.read_iops = rate(&load(Pattern::RandomRead, IOPS_LOAD)?);
         figures.write_iops = rate(&load(Pattern::RandomWrite, IOPS_LOAD)?);
         figures.read_bytes_per_second = rate(&load(Pattern::SequentialRead, BANDWIDTH_LOAD)?) * BANDWIDTH_LOAD.1 as f64;
         figures.write_bytes_per_second = rate(&load(Pattern::SequentialWrite, BANDWIDTH_LOAD)?) * BANDWIDTH_LOAD.1 as f64;
-        let single = load(Pattern::RandomRead, (1, IOPS_LOAD.1))?.reads;
-        figures.read_latency_p50_us = micros(&single, 0.5);
-        figures.read_latency_p99_us = micros(&single, 0.99);
+        let single = load(Pattern::RandomRead, (1, IOPS_LOAD.1))?;
+        figures.read_latency_p50_us = micros(&single.reads, 0.5);
+        figures.read_latency_p99_us = micros(&single.reads, 0.99);
+        let mut rates = vec![(1, rate(&single)), (IOPS_LOAD.0, figures.read_iops)];
+        for depth in DEPTHS {
+            rates.push((depth, rate(&load(Pattern::RandomRead, (depth, IOPS_LOAD.1))?)));
+        }
+        figures.read_depth = depth_of(&mut rates);
     });
     progress.end();
     let qualified = lines.iter().all(|line| line.outcome != Outcome::Fail);
-    Ok(Report { device: target.name.clone(), engine: engine.to_string(), qualified, lines, figures })
+    let (device, engine) = (target.name.clone(), engine.to_string());
+    Ok((Report { device, engine, qualified, lines, figures }, disk))
+}
+
+/// The fewest reads in flight with nearly the most reads a second, of those that were tried.
+fn depth_of(rates: &mut [(usize, f64)]) -> u32 {
+    rates.sort_by_key(|(depth, _)| *depth);
+    let most = rates.iter().map(|(_, rate)| *rate).fold(0.0, f64::max);
+    let busy = rates.iter().find(|(_, rate)| *rate >= most * BUSY_PART);
+    busy.map_or(1, |(depth, _)| *depth as u32)
 }
 
 fn micros(latencies: &crate::measure::Latencies, quantile: f64) -> f64 {
@@ -239,8 +270,8 @@ fn print(report: &Report) {
     let figures = &report.figures;
     let bandwidth = |bytes: f64| size::show(bytes as u64);
     say(format!(
-        "      {:<21}{:.0} random reads a second, {:.0} random writes (4 KiB, {} in flight)",
-        "IOPS", figures.read_iops, figures.write_iops, IOPS_LOAD.0
+        "      {:<21}{:.0} random reads a second, {:.0} random writes (4 KiB, {} in flight); {} reads keep it busy",
+        "IOPS", figures.read_iops, figures.write_iops, IOPS_LOAD.0, figures.read_depth
     ));
     say(format!(
         "      {:<21}{} read a second, {} written (256 KiB, {} in flight)",
@@ -262,4 +293,20 @@ fn print(report: &Report) {
     } else {
         "NOT qualified: what failed above is what durability rests on".to_owned()
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_busy_with_the_fewest_reads_that_give_nearly_the_most() {
+        for (rates, depth) in [
+            (vec![(1, 10.0), (32, 100.0), (4, 40.0), (8, 80.0), (16, 96.0), (64, 101.0)], 16),
+            (vec![(1, 100.0), (32, 90.0), (4, 104.0)], 1),
+            (vec![(1, 10.0), (64, 200.0), (32, 100.0)], 64),
+        ] {
+            assert_eq!(depth_of(&mut rates.clone()), depth, "{rates:?}");
+        }
+    }
 }

@@ -10,10 +10,12 @@ use signal_hook::iterator::Signals;
 
 use super::device_path::{self, OpenOptions, with_namespace};
 use super::engine_name::EngineName;
+use super::profile::{Disk, Profile};
 use super::progress::Progress;
 use super::{Exit, ServeArgs, config_file, fail, format, memory, note, say};
 use crate::device::Namespace;
 use crate::engine::device_format::{OpenError, read_superblock};
+use crate::engine::io_queue::cost::DeviceProfile;
 use crate::format::superblock::{IndexKind, NoQuorum};
 use crate::limits::{CONNECTION_COUNT_MAX, REACTOR_COUNT_MAX, SCRUB_RATE_DEFAULT};
 use crate::net::port::Port;
@@ -54,6 +56,11 @@ pub(super) fn serve(mut args: ServeArgs) -> Exit {
         Ok(size) => size,
         Err(text) => return fail(Exit::Usage, text),
     };
+    let profile = match args.profile.as_deref().map(|path| Profile::read(path).map(|read| (path, read))) {
+        None => None,
+        Some(Ok(found)) => Some(found),
+        Some(Err(text)) => return fail(Exit::Usage, text),
+    };
     // The port comes first: a second start on the same port is told so before it waits for the device or recovers it.
     let mut port = match Port::bind(listen) {
         Ok(port) => port,
@@ -75,8 +82,16 @@ pub(super) fn serve(mut args: ServeArgs) -> Exit {
         Ok(namespace) => namespace,
         Err(error) => return fail(Exit::Failed, error),
     };
-    let served =
-        with_namespace!(namespace, namespace => serve_on(namespace, &args, reactors, memory, &mut port));
+    let engine = with_namespace!(&namespace, namespace => namespace.geometry().engine);
+    let disk = || Disk::beneath(&path, namespace.model_and_serial());
+    let figures = profile.map(|(file, profile)| profile.figures_for(file, engine, &disk()));
+    let figures = match figures.transpose() {
+        Ok(figures) => figures,
+        Err(text) => return fail(Exit::Usage, text),
+    };
+    let served = with_namespace!(namespace, namespace => {
+        serve_on(namespace, &args, figures, reactors, memory, &mut port)
+    });
     match served {
         Ok(()) => Exit::Done,
         Err(NodeError::Open { source: source @ OpenError::Superblock(NoQuorum::NotFormatted), .. }) => fail(
@@ -178,6 +193,7 @@ fn check_index<N: Namespace>(namespace: &N, wanted: IndexKind) -> Result<(), Nod
 fn serve_on<N: Namespace>(
     namespace: N,
     args: &ServeArgs,
+    io_profile: Option<DeviceProfile>,
     mut reactors: Vec<Option<usize>>,
     memory_size_max: u64,
     port: &mut Port,
@@ -217,6 +233,8 @@ fn serve_on<N: Namespace>(
         connection_count_max: connection_count(args.max_clients),
         memory_size_max,
         scrub_rate: args.scrub_rate.unwrap_or(SCRUB_RATE_DEFAULT),
+        io_policy: args.scheduler.unwrap_or_default(),
+        io_profile,
         ..NodeConfig::default()
     };
     let summary = summary(&opened);

@@ -38,6 +38,28 @@ impl BlockQueue {
         Some(text.trim().to_owned())
     }
 
+    /// What the driver says of the disk beneath the queue: the first of these attributes of its directory that it has.
+    fn property(&self, names: &[&str]) -> Option<String> {
+        let read = |name: &&str| std::fs::read_to_string(self.directory.join(name)).ok();
+        names.iter().filter_map(read).map(|text| text.trim().to_owned()).find(|text| !text.is_empty())
+    }
+
+    /// The disk's model.
+    pub fn model(&self) -> Option<String> {
+        self.property(&["device/model"])
+    }
+
+    /// What tells the disk from others of its model: its serial number, or its name in the world.
+    pub fn serial(&self) -> Option<String> {
+        self.property(&["device/serial", "serial", "wwid", "device/wwid"])
+    }
+
+    /// Bytes of the disk.
+    pub fn disk_size(&self) -> Option<u64> {
+        // Sectors of 512 bytes, whatever its blocks are.
+        self.property(&["size"])?.parse::<u64>().ok()?.checked_mul(512)
+    }
+
     /// An attribute that is a number.
     pub fn number(&self, name: &str) -> Option<u64> {
         self.attribute(name)?.parse().ok()
@@ -56,6 +78,11 @@ mod tests {
         std::fs::create_dir_all(disk.join("nvme0n1p1")).unwrap();
         std::fs::write(disk.join("queue/write_cache"), "write back\n").unwrap();
         std::fs::write(disk.join("queue/io_poll"), "1\n").unwrap();
+        std::fs::write(disk.join("size"), "2048\n").unwrap();
+        std::fs::create_dir(disk.join("device")).unwrap();
+        std::fs::write(disk.join("device/model"), "Fast Drive   \n").unwrap();
+        std::fs::write(disk.join("device/serial"), "  \n").unwrap();
+        std::fs::write(disk.join("wwid"), "eui.0025\n").unwrap();
         std::os::unix::fs::symlink("devices/nvme0n1", folder.path().join("259:0")).unwrap();
         std::os::unix::fs::symlink("devices/nvme0n1/nvme0n1p1", folder.path().join("259:1")).unwrap();
         for minor in [0, 1] {
@@ -64,6 +91,8 @@ mod tests {
             assert_eq!(queue.attribute("write_cache").as_deref(), Some("write back"));
             assert_eq!((queue.number("io_poll"), queue.number("write_cache")), (Some(1), None));
             assert_eq!(queue.attribute("nonsense"), None);
+            assert_eq!((queue.model().as_deref(), queue.disk_size()), (Some("Fast Drive"), Some(1 << 20)));
+            assert_eq!(queue.serial().as_deref(), Some("eui.0025"), "an empty one is none");
         }
         assert!(BlockQueue::of_number(folder.path(), rustix::fs::makedev(259, 2)).is_none());
     }

@@ -1,6 +1,8 @@
 //! What a node is told at its start.
 
 use crate::engine::durability::Durability;
+use crate::engine::io_queue::IoPolicy;
+use crate::engine::io_queue::cost::DeviceProfile;
 use crate::limits::{CONNECTION_COUNT_MAX, MEMORY_SIZE_DEFAULT, SCRUB_RATE_DEFAULT};
 use crate::reactor::SpinPolicy;
 
@@ -23,6 +25,10 @@ pub struct NodeConfig {
     pub memory_size_max: u64,
     /// Bytes a second that are read again to find damage; 0 for none.
     pub scrub_rate: u64,
+    /// In which order commands go to the device.
+    pub io_policy: IoPolicy,
+    /// What the device can do, where that was measured.
+    pub io_profile: Option<DeviceProfile>,
     /// In-process callers that will be given a [`super::Client`].
     pub client_count: usize,
 }
@@ -38,6 +44,8 @@ impl Default for NodeConfig {
             connection_count_max: CONNECTION_COUNT_MAX,
             memory_size_max: MEMORY_SIZE_DEFAULT,
             scrub_rate: SCRUB_RATE_DEFAULT,
+            io_policy: IoPolicy::default(),
+            io_profile: None,
             client_count: 0,
         }
     }

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use super::shared::Shared;
 use crate::device::Health;
 use crate::engine::durability::Durability;
+use crate::engine::io_queue::Class;
 use crate::net::glob;
 use crate::size;
 use crate::sys::heap;
@@ -162,6 +163,7 @@ fn section_fields(shared: &Shared, section: &str) -> Vec<(&'static str, String)>
                 ("gc_bytes_trimmed", figure(|f| &f.gc_bytes_trimmed)),
                 ("gc_abandoned", figure(|f| &f.gc_abandoned)),
             ];
+            fields.extend(io_fields(shared));
             if let Some(health) = (shared.device.health)() {
                 fields.extend(health_fields(&health));
             }
@@ -171,6 +173,39 @@ fn section_fields(shared: &Shared, section: &str) -> Vec<(&'static str, String)>
             let keys = shared.sum(|f| &f.keys);
             if keys == 0 { Vec::new() } else { vec![("db0", format!("keys={keys},expires=0,avg_ttl=0"))] }
         }
+    }
+}
+
+/// What became of commands to the device, by whom they were for.
+fn io_fields(shared: &Shared) -> Vec<(&'static str, String)> {
+    let profile = if shared.device.is_measured { "measured" } else { "assumed" };
+    let mut fields =
+        vec![("io_scheduler", shared.device.scheduler.to_string()), ("io_profile", profile.into())];
+    for class in Class::ALL {
+        let at = class as usize;
+        let [commands, bytes, waiting, wait_us_max] = io_field_names(class);
+        fields.push((commands, shared.sum(|f| &f.io[at].commands).to_string()));
+        fields.push((bytes, shared.sum(|f| &f.io[at].bytes).to_string()));
+        fields.push((waiting, shared.sum(|f| &f.io[at].waiting).to_string()));
+        fields.push((wait_us_max, shared.most(|f| &f.io[at].wait_us_max).to_string()));
+    }
+    fields
+}
+
+fn io_field_names(class: Class) -> [&'static str; 4] {
+    match class {
+        Class::Read => ["io_read_commands", "io_read_bytes", "io_read_waiting", "io_read_wait_us_max"],
+        Class::Commit => {
+            ["io_commit_commands", "io_commit_bytes", "io_commit_waiting", "io_commit_wait_us_max"]
+        }
+        Class::Checkpoint => [
+            "io_checkpoint_commands",
+            "io_checkpoint_bytes",
+            "io_checkpoint_waiting",
+            "io_checkpoint_wait_us_max",
+        ],
+        Class::Collect => ["io_gc_commands", "io_gc_bytes", "io_gc_waiting", "io_gc_wait_us_max"],
+        Class::Scrub => ["io_scrub_commands", "io_scrub_bytes", "io_scrub_waiting", "io_scrub_wait_us_max"],
     }
 }
 

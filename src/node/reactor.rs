@@ -270,6 +270,9 @@ impl<D: Device> NodeReactor<D> {
         set(&figures.checkpoint_bytes, engine.checkpoints.bytes);
         set(&figures.checkpoints_skipped, engine.checkpoints.skipped);
         set(&figures.gc_abandoned, engine.gc.abandoned);
+        for (figures, stats) in figures.io.iter().zip(&engine.io) {
+            figures.set(stats);
+        }
         set(&figures.cache_hits, engine.cache_hits);
         set(&figures.cache_misses, engine.cache_misses);
         if let Some(server) = &self.server {

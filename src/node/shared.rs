@@ -10,6 +10,7 @@ use super::memory::MemoryPlan;
 use crate::device::Health;
 use crate::engine::allocator::Allocator;
 use crate::engine::durability::Durability;
+use crate::engine::io_queue::{ClassStats, IoPolicy};
 use crate::engine::op::Clock;
 use crate::format::superblock::Superblock;
 use crate::reactor::control::ControlSender;
@@ -101,6 +102,31 @@ pub struct Figures {
     pub reads_memory: AtomicU64,
     /// Of connections.
     pub connections_memory: AtomicU64,
+    /// Commands to the device of each class, in the order of [`crate::engine::io_queue::Class::ALL`].
+    pub io: [ClassFigures; 5],
+}
+
+/// The same for the commands of one class.
+#[derive(Debug, Default)]
+pub struct ClassFigures {
+    /// Commands that the device took.
+    pub commands: AtomicU64,
+    /// Bytes that they moved.
+    pub bytes: AtomicU64,
+    /// Commands that wait for their turn.
+    pub waiting: AtomicU64,
+    /// The longest that one has waited, in microseconds.
+    pub wait_us_max: AtomicU64,
+}
+
+impl ClassFigures {
+    /// Publishes what an engine says.
+    pub fn set(&self, stats: &ClassStats) {
+        self.commands.store(stats.commands, Ordering::Relaxed);
+        self.bytes.store(stats.bytes, Ordering::Relaxed);
+        self.waiting.store(stats.waiting, Ordering::Relaxed);
+        self.wait_us_max.store(stats.wait_us_max, Ordering::Relaxed);
+    }
 }
 
 /// What a start read of the device.
@@ -127,6 +153,10 @@ pub struct DeviceFacts {
     pub engine: &'static str,
     /// Its health.
     pub health: HealthSource,
+    /// In which order it is given commands.
+    pub scheduler: IoPolicy,
+    /// Whether what it can do was measured.
+    pub is_measured: bool,
 }
 
 /// State of a node that all its threads see.
@@ -217,6 +247,11 @@ impl Shared {
     /// The sum of a figure over all reactors.
     pub fn sum(&self, figure: impl Fn(&Figures) -> &AtomicU64) -> u64 {
         self.figures.iter().map(|one| figure(one).load(Ordering::Relaxed)).sum()
+    }
+
+    /// The greatest of a figure over all reactors.
+    pub fn most(&self, figure: impl Fn(&Figures) -> &AtomicU64) -> u64 {
+        self.figures.iter().map(|one| figure(one).load(Ordering::Relaxed)).max().unwrap_or(0)
     }
 
     /// The least of a figure over all reactors.

@@ -10,6 +10,8 @@ use super::reactor::NodeReactor;
 use super::shared::{Control, DeviceFacts, Recovery, Shared};
 use super::{Client, NodeConfig, NodeError, Opened, ShardAnswer, ShardRequest};
 use crate::device::{Device, Namespace};
+use crate::engine::io_queue::cost::ASSUMED;
+use crate::engine::io_queue::{Activity, IoSettings};
 use crate::engine::{Engine, ShardState};
 use crate::limits::MAILBOX_RING_CAPACITY;
 use crate::net::port::Port;
@@ -65,6 +67,8 @@ pub fn start<N: Namespace>(
         name: device.clone(),
         engine: namespace.geometry().engine,
         health: Box::new(move || asked.upgrade().and_then(|namespace| namespace.health())),
+        scheduler: config.io_policy,
+        is_measured: config.io_profile.is_some(),
     };
     let shared =
         Shared::new(Arc::clone(&superblock), Arc::clone(&allocator), facts, recovery, address, config);
@@ -101,6 +105,12 @@ pub fn start<N: Namespace>(
     for state in states {
         states_of.entry(shared.reactor_of(state.id())).or_default().push(state);
     }
+    let io = IoSettings {
+        policy: config.io_policy,
+        profile: config.io_profile.clone().unwrap_or(ASSUMED),
+        queue_count: reactor_count as u32,
+        activity: Arc::<Activity>::default(),
+    };
     let mut listeners = Vec::new();
     if let Some(port) = port {
         for _ in 0..reactor_count {
@@ -119,11 +129,13 @@ pub fn start<N: Namespace>(
         let (durability, trim, spin) = (config.durability, config.trim, config.spin);
         let checkpoint_interval = config.checkpoint_interval;
         let scrub_rate = config.scrub_rate.div_ceil(reactor_count as u64);
+        let io = io.clone();
         let body = move || {
             let made = (|| {
                 let queue = namespace.open_queue()?;
                 let (superblock, allocator) = (Arc::clone(&shared.superblock), Arc::clone(&shared.allocator));
                 let mut engine = Engine::new(superblock, allocator, queue, states, durability);
+                engine.set_io(&io);
                 // A drive works better with free blocks; a file would only lose blocks that it must then find again.
                 let is_controller = engine.device().geometry().engine == "spdk";
                 let by_size = crate::engine::checkpoint::interval_of(engine.device().geometry().size());

@@ -1,0 +1,266 @@
+//! The profile of a device: what `qualify` measured of it, in a file that `serve` goes by.
+//!
+//! It names the disk and the engine that it is of, since figures of another one are worse than none.
+
+use std::fmt;
+use std::fs::File;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::Exit;
+use crate::device::block_queue::BlockQueue;
+use crate::engine::io_queue::cost::DeviceProfile;
+
+/// The version of the file that this program writes, and the only one that it reads.
+const VERSION: u32 = 1;
+
+/// The first line of each profile.
+const TITLE: &str = "# What `basalt qualify` measured of a disk. `basalt serve --profile` goes by it.\n";
+
+/// The longest file that can be a profile, in bytes.
+const FILE_SIZE_MAX: u64 = 64 << 10;
+
+/// What tells a disk from others, as far as anybody says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Disk {
+    /// What the system calls it, such as nvme0n1; a controller's model and serial number are all that it has.
+    name: Option<String>,
+    model: Option<String>,
+    serial: Option<String>,
+    size: Option<u64>,
+}
+
+impl Disk {
+    /// The disk beneath a file, or a block device.
+    pub(super) fn of(queue: Option<&BlockQueue>) -> Disk {
+        Disk {
+            name: queue.map(BlockQueue::name),
+            model: queue.and_then(BlockQueue::model),
+            serial: queue.and_then(BlockQueue::serial),
+            size: queue.and_then(BlockQueue::disk_size),
+        }
+    }
+
+    /// The disk that a device is on, once it has been opened: its path, and what a controller says of itself.
+    pub(super) fn beneath(path: &Path, controller: Option<(&str, &str)>) -> Disk {
+        match controller {
+            Some((model, serial)) => Disk {
+                name: None,
+                model: Some(model.trim().to_owned()),
+                serial: Some(serial.trim().to_owned()),
+                size: None,
+            },
+            None => Disk::of(File::open(path).ok().and_then(|file| BlockQueue::of(&file)).as_ref()),
+        }
+    }
+
+    /// Whether it is the same: by serial number, which outlives a change of names, where both have one.
+    fn is(&self, other: &Disk) -> bool {
+        match (&self.serial, &other.serial) {
+            (Some(serial), Some(other_serial)) => serial == other_serial && self.model == other.model,
+            _ => self == other,
+        }
+    }
+}
+
+impl fmt::Display for Disk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let model = self.model.as_ref().map(|model| format!("a {model}"));
+        let serial = self.serial.as_ref().map(|serial| format!("serial number {serial}"));
+        let size = self.size.map(crate::size::show);
+        let known: Vec<String> = [self.name.clone(), model, serial, size].into_iter().flatten().collect();
+        f.write_str(if known.is_empty() { "a disk that nothing is known of" } else { "the disk " })?;
+        f.write_str(&known.join(", "))
+    }
+}
+
+/// A profile as it is in its file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Profile {
+    profile_version: u32,
+    /// The I/O engine, without its options.
+    engine: String,
+    disk: Disk,
+    figures: DeviceProfile,
+}
+
+/// What every version of the file says.
+#[derive(Deserialize)]
+struct AnyVersion {
+    profile_version: u32,
+}
+
+fn without_options(engine: &str) -> &str {
+    engine.split('+').next().unwrap_or(engine)
+}
+
+impl Profile {
+    pub(super) fn new(engine: &str, disk: Disk, figures: DeviceProfile) -> Profile {
+        Profile { profile_version: VERSION, engine: without_options(engine).to_owned(), disk, figures }
+    }
+
+    /// Reads one. The error says which file, what is wrong and what to do.
+    pub(super) fn read(path: &Path) -> Result<Profile, String> {
+        let failed = |why: &dyn fmt::Display| format!("cannot use the profile {}: {why}", path.display());
+        let text = read_short(path).map_err(|error| failed(&error))?;
+        let again = format!("`basalt qualify --profile {}` makes a new one", path.display());
+        let AnyVersion { profile_version } = toml::from_str(&text)
+            .map_err(|error| failed(&format!("it is no profile: {}; {again}", error.message())))?;
+        if profile_version != VERSION {
+            let why = format!(
+                "it is of version {profile_version}, and this program reads version {VERSION}; {again}"
+            );
+            return Err(failed(&why));
+        }
+        let profile: Profile =
+            toml::from_str(&text).map_err(|error| failed(&error.to_string().trim_end()))?;
+        profile.figures.check().map_err(|error| failed(&format!("{error}; {again}")))?;
+        Ok(profile)
+    }
+
+    /// What was measured, if it was measured of this disk through this engine.
+    pub(super) fn figures_for(
+        &self,
+        path: &Path,
+        engine: &str,
+        disk: &Disk,
+    ) -> Result<DeviceProfile, String> {
+        let remedy = "measure this one with `basalt qualify --profile`, or leave --profile out";
+        let engine = without_options(engine);
+        if self.engine != engine {
+            return Err(format!(
+                "the profile {} was measured through {}, and the device is used through {engine}: {remedy}",
+                path.display(),
+                self.engine
+            ));
+        }
+        if !self.disk.is(disk) {
+            return Err(format!(
+                "the profile {} was measured of {}, and the device is on {disk}: {remedy}",
+                path.display(),
+                self.disk
+            ));
+        }
+        Ok(self.figures.clone())
+    }
+
+    /// Writes it, in place of an earlier one.
+    pub(super) fn write(&self, path: &Path) -> Result<(), String> {
+        let text = toml::to_string(self).map_err(|error| error.to_string());
+        text.and_then(|text| {
+            std::fs::write(path, format!("{TITLE}{text}")).map_err(|error| error.to_string())
+        })
+        .map_err(|error| format!("cannot write the profile {}: {error}", path.display()))
+    }
+}
+
+/// Whether a profile may be written there: said before anything is measured. What is no profile is not written over.
+pub(super) fn check_place(path: &Path) -> Result<(), (Exit, String)> {
+    let shown = path.display();
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !parent.is_dir() {
+        return Err((Exit::Usage, format!("--profile {shown}: {} is no directory", parent.display())));
+    }
+    if path.symlink_metadata().is_err() {
+        return Ok(());
+    }
+    let is_profile = read_short(path).is_ok_and(|text| toml::from_str::<AnyVersion>(&text).is_ok());
+    if is_profile {
+        return Ok(());
+    }
+    let text = format!("{shown} is there and is no profile: it is not written over; name another file");
+    Err((Exit::Refused, text))
+}
+
+/// The text of a file that can be a profile by its length: a device's image is not read in whole.
+fn read_short(path: &Path) -> Result<String, String> {
+    let metadata = std::fs::metadata(path).map_err(|error| error.to_string())?;
+    if !metadata.is_file() || metadata.len() > FILE_SIZE_MAX {
+        return Err("it is no profile, which is a short file".to_owned());
+    }
+    std::fs::read_to_string(path).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::io_queue::cost::ASSUMED;
+
+    fn disk(name: &str, serial: Option<&str>) -> Disk {
+        Disk {
+            name: Some(name.to_owned()),
+            model: Some("Fast Drive".to_owned()),
+            serial: serial.map(str::to_owned),
+            size: Some(1 << 40),
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk.toml");
+        for disk in [disk("nvme0n1", Some("S1")), Disk::of(None)] {
+            let figures = DeviceProfile { read_depth: 24, read_iops: 123_456.75, ..ASSUMED };
+            let written = Profile::new("uring+sqpoll", disk.clone(), figures.clone());
+            check_place(&path).unwrap();
+            written.write(&path).unwrap();
+            let read = Profile::read(&path).unwrap();
+            assert_eq!(read, written);
+            assert_eq!(read.figures_for(&path, "uring+registered", &disk), Ok(figures));
+        }
+    }
+
+    #[test]
+    fn a_profile_of_something_else_is_refused_by_name() {
+        let path = Path::new("disk.toml");
+        let of = |disk: Disk| Profile::new("uring", disk, ASSUMED);
+        let profile = of(disk("nvme0n1", Some("S1")));
+        let error = profile.figures_for(path, "aio", &disk("nvme0n1", Some("S1"))).unwrap_err();
+        assert!(error.contains("through uring") && error.contains("through aio"), "{error}");
+        let error = profile.figures_for(path, "uring", &disk("nvme0n1", Some("S2"))).unwrap_err();
+        assert!(error.contains("S1") && error.contains("S2") && error.contains("qualify"), "{error}");
+        // Names change from one start of the machine to the next, serial numbers do not.
+        assert!(profile.figures_for(path, "uring", &disk("nvme3n1", Some("S1"))).is_ok());
+        let profile = of(disk("vda", None));
+        assert!(profile.figures_for(path, "uring", &disk("vda", None)).is_ok());
+        assert!(profile.figures_for(path, "uring", &disk("vdb", None)).is_err());
+        assert!(
+            profile.figures_for(path, "uring", &Disk::of(None)).unwrap_err().contains("nothing is known")
+        );
+    }
+
+    #[test]
+    fn what_is_no_profile_is_refused_and_never_written_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        Profile::new("uring", disk("vda", None), ASSUMED).write(&path).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        for (text, words) in [
+            (String::new(), "it is no profile"),
+            ("not = [toml".to_owned(), "it is no profile"),
+            (text.replace("profile_version = 1", "profile_version = 2"), "of version 2"),
+            (text.replace("read_depth", "read_dept"), "read_dept"),
+            (text.replace("read_depth = 256", "read_depth = 0"), "read_depth is 0"),
+            (text.replace("read_depth = 256", ""), "read_depth"),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let error = Profile::read(&path).unwrap_err();
+            assert!(error.contains(words) && error.contains("file"), "{error}");
+        }
+        for (text, is_refused) in
+            [("data that somebody wants", true), ("", true), ("profile_version = 9", false)]
+        {
+            std::fs::write(&path, text).unwrap();
+            assert_eq!(check_place(&path).is_err(), is_refused, "{text}");
+        }
+        // An image that happens to be named is left alone, whatever its length.
+        File::create(&path).unwrap().set_len(1 << 40).unwrap();
+        assert!(matches!(check_place(&path), Err((Exit::Refused, _))));
+        assert!(Profile::read(&path).unwrap_err().contains("no profile"));
+        assert!(matches!(check_place(&folder.path().join("none/file")), Err((Exit::Usage, _))));
+        assert!(matches!(check_place(folder.path()), Err((Exit::Refused, _))));
+    }
+}
