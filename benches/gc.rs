@@ -40,6 +40,9 @@ const SHARD_COUNT: u16 = SHARD_COUNT_DEFAULT_MIN as u16;
 /// PUTs in flight while no rate is given.
 const DEPTH: usize = 64;
 
+/// A histogram without bounds would count what is above its first ones at the lowest of them.
+const LATENCY_US_MAX: u64 = 1 << 32;
+
 /// Of YCSB.
 const ZIPF_EXPONENT: f64 = 0.99;
 
@@ -283,7 +286,7 @@ impl Rig {
     /// collection would begin and has not; returns latencies and the extents that were collected.
     fn put_at_rate(&mut self, per_second: f64, seconds: u64) -> (Histogram<u64>, u64) {
         self.engine.set_durability(Durability::Always);
-        let mut latencies = Histogram::<u64>::new(3).expect("a histogram");
+        let mut latencies = Histogram::<u64>::new_with_max(LATENCY_US_MAX, 3).expect("a histogram");
         let interval = 1e6 / per_second;
         let before = self.engine.stats().gc.extents_collected;
         let began_collecting = self.is_low();

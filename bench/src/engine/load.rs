@@ -8,6 +8,9 @@ use rand::{RngExt, SeedableRng};
 use rand_distr::{Distribution, Zipf};
 use serde::{Deserialize, Serialize};
 
+/// The longest latency that is told from longer ones.
+const LATENCY_US_MAX: u64 = 1 << 32;
+
 /// YCSB's constant.
 const ZIPF_EXPONENT: f64 = 0.99;
 
@@ -156,7 +159,9 @@ pub struct Tally {
 impl Tally {
     /// Nothing yet.
     pub fn new() -> Tally {
-        let latencies = Histogram::new(3).unwrap_or_else(|_| unreachable!("three digits are allowed"));
+        // One without bounds would count what is above its first ones at the lowest of them.
+        let latencies = Histogram::new_with_max(LATENCY_US_MAX, 3)
+            .unwrap_or_else(|_| unreachable!("three digits are allowed"));
         Tally { count: 0, writes: 0, seconds: 0.0, latencies }
     }
 
