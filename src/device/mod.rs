@@ -28,6 +28,7 @@ mod heap_pool;
 pub mod kernel;
 pub mod mmap;
 pub mod pool;
+pub mod read_ahead;
 pub mod rescue;
 pub mod signature;
 pub mod sim;

@@ -19,8 +19,9 @@ mod tests;
 
 pub use directory::Directory;
 pub use expiries::Expiries;
-pub use hash::HashIndex;
+pub use hash::{HashIndex, HashIndexBuilder};
 pub use key_set::{KeySet, KeySetBuilder};
+pub use slot::PackedEntry;
 
 use std::hash::Hasher;
 
@@ -207,12 +208,7 @@ impl Entry {
 
     /// As a checkpoint stores it.
     pub fn to_bits(&self) -> u64 {
-        slot::payload_of(self)
-    }
-
-    /// What a checkpoint stored. None where no entry is stored so.
-    pub fn from_bits(bits: u64) -> Option<Entry> {
-        (bits < 1 << slot::PAYLOAD_BITS).then(|| slot::entry_of(bits))
+        PackedEntry::from(self).bits()
     }
 }
 
@@ -255,10 +251,6 @@ pub trait Index {
     fn prefetch_slots(&self, identity: Identity);
     /// Sets the entry of a key and returns the one it replaces.
     fn insert(&mut self, identity: Identity, entry: Entry) -> Option<Entry>;
-    /// The same for keys that mostly come in order, and most of which are new: what was inserted before is not looked for.
-    fn append(&mut self, identity: Identity, entry: Entry) {
-        self.insert(identity, entry);
-    }
     /// Removes a key and returns its entry.
     fn remove(&mut self, identity: Identity) -> Option<Entry>;
     /// Keys in it.
@@ -273,6 +265,8 @@ pub trait Index {
     fn clear(&mut self);
     /// Keeps the entries that this wants.
     fn retain(&mut self, keep: &mut dyn FnMut(Identity, &Entry) -> bool);
+    /// Visits all keys, in order.
+    fn each(&self, visit: &mut dyn FnMut(Identity, &Entry));
     /// Visits keys whose hash is at or after `cursor`, in order, until about `count` were visited. Returns the cursor to go on
     /// with, 0 at the end. Every key with a hash in `cursor..next` was visited; the low 8 bits of a cursor are zero.
     fn scan(&self, cursor: u64, count: usize, visit: &mut dyn FnMut(Identity, &Entry)) -> u64;

@@ -28,6 +28,9 @@
 use super::slot::ShardId;
 use super::{FormatError, Place, Reader};
 
+#[cfg(test)]
+mod tests;
+
 /// `BASALTcp` as a little-endian number.
 pub const CHECKPOINT_MAGIC: u64 = u64::from_le_bytes(*b"BASALTcp");
 
@@ -242,6 +245,35 @@ pub struct IndexedKey<'a> {
     pub long: Option<IndexedLong<'a>>,
 }
 
+const PLAIN_KEY_SIZE: usize = 19;
+
+/// What the index says of keys that neither expire nor are long, one behind the other as they are stored. There is at least one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlainKeys<'a>(&'a [[u8; PLAIN_KEY_SIZE]]);
+
+impl<'a> PlainKeys<'a> {
+    /// Those that bytes start with.
+    fn at_start(bytes: &'a [u8]) -> Option<PlainKeys<'a>> {
+        let (keys, _) = bytes.as_chunks::<PLAIN_KEY_SIZE>();
+        let count = keys.iter().take_while(|key| key[..2] == [TAG_ENTRY, 0]).count();
+        (count > 0).then(|| PlainKeys(&keys[..count]))
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Of each, the first 64 bits of its hash, those behind them, and where its newest record is, as in [`IndexedKey`].
+    #[inline]
+    pub fn iter(self) -> impl Iterator<Item = (u64, u8, u64)> + use<'a> {
+        self.0.iter().map(|key| {
+            let (numbers, _) = key[3..].as_chunks::<8>();
+            (u64::from_le_bytes(numbers[0]), key[2], u64::from_le_bytes(numbers[1]))
+        })
+    }
+}
+
 /// What is in memory of a long value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IndexedLong<'a> {
@@ -307,8 +339,10 @@ pub enum Item<'a> {
     Commit(BatchNumber),
     /// A part of a batch that was not decided yet: its coordinator, and whether the key is deleted.
     Part(BatchNumber, ShardId, bool, PartRecord<'a>),
-    /// A key.
+    /// A key. What is read back of one that neither expires nor is long is in [`Item::Plain`].
     Entry(IndexedKey<'a>),
+    /// Such keys that stand together, as most do.
+    Plain(PlainKeys<'a>),
     /// The end, with the number of keys in all.
     End(u64),
     /// A chunk of a long value.
@@ -320,6 +354,8 @@ pub enum Item<'a> {
     /// Units that it does not need any more, both ends included.
     RetiredUnits(u64, u64),
 }
+
+const TAG_ENTRY: u8 = 6;
 
 const KEY_EXPIRES: u8 = 1;
 const KEY_IS_LONG: u8 = 2;
@@ -444,9 +480,10 @@ impl Item<'_> {
                 encode_part(record, out);
             }
             Item::Entry(key) => {
-                out.push(6);
+                out.push(TAG_ENTRY);
                 encode_key(key, out);
             }
+            Item::Plain(PlainKeys(keys)) => out.extend_from_slice(keys.as_flattened()),
             Item::End(count) => numbers(7, &[*count]),
             Item::Chunk(chunk) => {
                 numbers(8, &[chunk.id, chunk.sequence]);
@@ -478,6 +515,11 @@ pub fn decode_items<'a>(
     let mut reader = Reader::new(ITEM, bytes);
     while reader.position() < bytes.len() {
         let reader = &mut reader;
+        if let Some(keys) = PlainKeys::at_start(&bytes[reader.position()..]) {
+            reader.take(keys.count() * PLAIN_KEY_SIZE)?;
+            take(Item::Plain(keys))?;
+            continue;
+        }
         let item = match reader.u8()? {
             1 => {
                 let (frame, boot, next_sequence) = (reader.u64()?, reader.u64()?, reader.u64()?);
@@ -507,7 +549,7 @@ pub fn decode_items<'a>(
                 let is_delete = decode_flag(reader)?;
                 Item::Part(batch, coordinator, is_delete, decode_part(reader)?)
             }
-            6 => Item::Entry(decode_key(reader)?),
+            TAG_ENTRY => Item::Entry(decode_key(reader)?),
             7 => Item::End(reader.u64()?),
             8 => Item::Chunk(StoredChunk {
                 id: reader.u64()?,
@@ -533,157 +575,4 @@ pub fn decode_items<'a>(
         take(item)?;
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const HEADER: CheckpointHeader =
-        CheckpointHeader { extent: 5, epoch: 1 << 32 | 2, checkpoint: 9, part: 1, boot: 4, version: 1 };
-
-    const KEY: IndexedKey<'static> = IndexedKey {
-        hash_upper: 0x0123_4567_89ab_cdef,
-        hash_lower: 17,
-        entry: 1 << 60 | 5,
-        expires_at_ms: 0,
-        long: None,
-    };
-
-    fn part(key: &[u8]) -> PartRecord<'_> {
-        PartRecord {
-            key,
-            extent: 3,
-            offset: 4096,
-            size: 77,
-            value_size: 50,
-            sequence: 1 << 40,
-            expires_at_ms: 12,
-            manifest: None,
-        }
-    }
-
-    fn items() -> Vec<Item<'static>> {
-        let position = ShardPosition {
-            shard: ShardId(2),
-            frame: 8,
-            boot: 3,
-            next_sequence: 99,
-            open: Some((3, 8192)),
-            clean: true,
-        };
-        let long = IndexedLong { key: b"key", value_size: 1 << 30, manifest: b"manifest" };
-        vec![
-            Item::Shard(position),
-            Item::Shard(ShardPosition { open: None, clean: false, ..position }),
-            Item::Extent(ExtentSummary {
-                extent: 3,
-                epoch: 7,
-                first_frame: 1,
-                last_frame: 8,
-                end: 8192,
-                carry_bytes: 5,
-                carry_parts: 6,
-                has_clear: true,
-                is_reserve: false,
-                follows: None,
-            }),
-            Item::Extent(ExtentSummary {
-                extent: 4,
-                epoch: 9,
-                first_frame: 1,
-                last_frame: 2,
-                end: 4096,
-                carry_bytes: 0,
-                carry_parts: 0,
-                has_clear: false,
-                is_reserve: false,
-                follows: Some((7, 1 << 40)),
-            }),
-            Item::Units(UnitPosition { last: 2, epoch: 1 << 33, open: Some((4, 4096)) }),
-            Item::Units(UnitPosition { last: 0, epoch: 1, open: None }),
-            Item::RetiredUnits(1, 1),
-            Item::Retired(4, 6),
-            Item::Commit((3, 4)),
-            Item::Part((3, 5), ShardId(1), true, part(b"part")),
-            Item::Part((3, 5), ShardId(1), false, PartRecord { manifest: Some(b"manifest"), ..part(b"") }),
-            Item::Part((3, 5), ShardId(1), false, PartRecord { manifest: Some(b""), ..part(b"hole") }),
-            Item::Entry(KEY),
-            Item::Entry(IndexedKey { expires_at_ms: 12, ..KEY }),
-            Item::Entry(IndexedKey { long: Some(long), ..KEY }),
-            Item::Entry(IndexedKey { long: Some(IndexedLong { manifest: b"", ..long }), ..KEY }),
-            Item::Entry(IndexedKey { long: Some(IndexedLong { key: b"", ..long }), expires_at_ms: 1, ..KEY }),
-            Item::Chunk(StoredChunk {
-                id: 1 << 33,
-                extent: 3,
-                offset: 8192,
-                size: 99,
-                value_size: 60,
-                sequence: 1 << 34,
-            }),
-            Item::Names(b"\0\x01a\x01\x01b"),
-            Item::Names(b""),
-            Item::End(4),
-        ]
-    }
-
-    #[test]
-    fn headers_round_trip_and_any_flipped_bit_is_noticed() {
-        let block = HEADER.encode(&[1; 16], &[2; 16], 4096);
-        assert_eq!(CheckpointHeader::decode(&block, &[1; 16], &[2; 16], 5), Ok(HEADER));
-        for at in 0..block.len() {
-            let mut flipped = block.clone();
-            flipped[at] ^= 1 << (at % 8);
-            assert!(CheckpointHeader::decode(&flipped, &[1; 16], &[2; 16], 5).is_err(), "byte {at}");
-        }
-        assert!(CheckpointHeader::decode(&block, &[1; 16], &[2; 16], 6).is_err());
-        assert!(CheckpointHeader::decode(&block, &[9; 16], &[2; 16], 5).is_err());
-        assert!(CheckpointHeader::decode(&block[..40], &[1; 16], &[2; 16], 5).is_err());
-    }
-
-    #[test]
-    fn items_round_trip_through_a_chunk_and_any_flipped_bit_is_noticed() {
-        let mut bytes = Vec::new();
-        items().iter().for_each(|item| item.encode(&mut bytes));
-        let place = HEADER.place(&[1; 16], &[2; 16]);
-        let chunk = encode_chunk(&bytes, 7, place, 4096, 4096);
-        let (back, size) = decode_chunk(&chunk, 7, place, 4096, 4096).unwrap();
-        assert_eq!((back, size), (&bytes[..], chunk.len()));
-        let mut seen = Vec::new();
-        decode_items(back, &mut |item| {
-            seen.push(item);
-            Ok(())
-        })
-        .unwrap();
-        assert_eq!(seen, items());
-        for at in 0..chunk.len() {
-            let mut flipped = chunk.clone();
-            flipped[at] ^= 1 << (at % 8);
-            assert!(decode_chunk(&flipped, 7, place, 4096, 4096).is_err(), "byte {at}");
-        }
-        assert!(decode_chunk(&chunk, 8, place, 4096, 4096).is_err(), "another number");
-        assert!(decode_chunk(&chunk, 7, place, 8192, 4096).is_err(), "another place");
-    }
-
-    #[test]
-    fn bytes_that_are_no_items_are_refused_and_never_panic() {
-        let mut bytes = Vec::new();
-        items().iter().for_each(|item| item.encode(&mut bytes));
-        for cut in 0..bytes.len() {
-            let mut count = 0;
-            let whole = decode_items(&bytes[..cut], &mut |_| {
-                count += 1;
-                Ok(())
-            });
-            assert!(whole.is_err() || count < items().len(), "cut at {cut}");
-        }
-        for at in 0..bytes.len() {
-            for bit in 0..8 {
-                let mut flipped = bytes.clone();
-                flipped[at] ^= 1 << bit;
-                let _ = decode_items(&flipped, &mut |_| Ok(()));
-            }
-        }
-        assert!(decode_items(&[0], &mut |_| Ok(())).is_err());
-    }
 }

@@ -16,6 +16,10 @@
 //! - A root's granules are listed in that order too, so a tag's place in the list can be told from the tag.
 //! - Roots grow at different fills, so that they do not all have the same room to spare at the same time.
 
+mod builder;
+
+pub use builder::HashIndexBuilder;
+
 use super::granules::{GRANULE_SLOTS, Granules, Moved};
 use super::slot::{ROOT_BITS, SLOT_SIZE, Slot, TAG_BITS, join, split};
 use super::{Entry, IDENTITY_LOWER_BITS, Identity, Index};
@@ -221,6 +225,14 @@ impl HashIndex {
         slots.skip(first % GRANULE_SLOTS).take(count)
     }
 
+    /// All slots of a segment, for `for_each`: it takes a granule as a whole.
+    fn slots_of(&self, root_at: usize, segment: usize) -> impl Iterator<Item = &Slot> {
+        let (root, part) = (&self.roots[root_at], &self.parts[owned_by(root_at).0]);
+        let len = root.segments[segment].len();
+        let listed = root.granules_of(segment).iter().enumerate();
+        listed.flat_map(move |(nth, at)| &part.get(*at).slots[..GRANULE_SLOTS.min(len - nth * GRANULE_SLOTS)])
+    }
+
     /// Writes slots over those of a segment from one of them on. It has the granules for them.
     fn write(&mut self, root_at: usize, start: usize, first: usize, slots: &[Slot]) {
         let (root, part) = (&self.roots[root_at], &mut self.parts[owned_by(root_at).0]);
@@ -340,30 +352,6 @@ impl Index for HashIndex {
         }
     }
 
-    fn append(&mut self, identity: Identity, entry: Entry) {
-        let (root_at, tag) = split(identity);
-        let (root, part) = (&self.roots[root_at], &mut self.parts[owned_by(root_at).0]);
-        if !root.segments.is_empty() {
-            let at = root.segment_of(tag).0;
-            let segment = root.segments[at];
-            let used = segment.len() % GRANULE_SLOTS;
-            if used > 0 {
-                let slots = part.slots_mut(root.granules[segment.granules().end - 1]);
-                // Behind the last one, in a granule that has room.
-                if slots[used - 1].tag() < tag {
-                    slots[used] = Slot::new(tag, &entry);
-                    let root = &mut self.roots[root_at];
-                    root.segments[at].len += 1;
-                    root.len += 1;
-                    self.len += 1;
-                    self.grow(root_at);
-                    return;
-                }
-            }
-        }
-        self.insert(identity, entry);
-    }
-
     fn insert(&mut self, identity: Identity, entry: Entry) -> Option<Entry> {
         let (root_at, tag) = split(identity);
         let (part_at, owner) = owned_by(root_at);
@@ -460,26 +448,39 @@ impl Index for HashIndex {
     }
 
     fn retain(&mut self, keep: &mut dyn FnMut(Identity, &Entry) -> bool) {
+        let mut behind: Vec<Slot> = Vec::new();
         for root_at in 0..ROOT_COUNT {
             let part_at = owned_by(root_at).0;
             let (mut kept, mut spare) = (Vec::new(), Vec::new());
+            let before = self.roots[root_at].len;
             for at in 0..self.roots[root_at].segments.len() {
-                let before = self.roots[root_at].segments[at];
-                let wanted = |slot: &&Slot| keep(join(root_at, slot.tag()), &slot.entry());
-                let slots: Vec<Slot> = self.slots_from(root_at, at, 0).filter(wanted).copied().collect();
-                self.write(root_at, before.granules().start, 0, &slots);
+                let segment = self.roots[root_at].segments[at];
+                // Slots are written from the first one on that does not stay where it is: mostly there is none.
+                let mut stay = 0;
+                behind.clear();
+                self.slots_of(root_at, at).enumerate().for_each(|(nth, slot)| {
+                    match keep(join(root_at, slot.tag()), &slot.entry()) {
+                        true if stay == nth => stay += 1,
+                        true => behind.push(*slot),
+                        false => {}
+                    }
+                });
+                self.write(root_at, segment.granules().start, stay, &behind);
                 let root = &mut self.roots[root_at];
-                let after = Segment { start: kept.len() as u32, len: slots.len() as u32 };
-                let listed = &root.granules[before.granules()];
+                let after = Segment { start: kept.len() as u32, len: (stay + behind.len()) as u32 };
+                let listed = &root.granules[segment.granules()];
                 let (used, unused) = listed.split_at(after.granules().len());
                 kept.extend_from_slice(used);
                 spare.extend_from_slice(unused);
                 // Until the list is replaced, the next segments are where they were.
                 root.segments[at].len = after.len;
-                root.len -= before.len() - after.len();
-                self.len -= (before.len() - after.len()) as u64;
+                root.len -= segment.len() - after.len();
             }
             let root = &mut self.roots[root_at];
+            self.len -= (before - root.len) as u64;
+            if spare.is_empty() {
+                continue;
+            }
             self.tables_size -= root.tables_size();
             let mut start = 0;
             for segment in &mut root.segments {
@@ -492,6 +493,14 @@ impl Index for HashIndex {
             spare.sort_unstable();
             while let Some(one) = spare.pop() {
                 self.give_back(part_at, one);
+            }
+        }
+    }
+
+    fn each(&self, visit: &mut dyn FnMut(Identity, &Entry)) {
+        for (root_at, root) in self.roots.iter().enumerate() {
+            for at in 0..root.segments.len() {
+                self.slots_of(root_at, at).for_each(|slot| visit(join(root_at, slot.tag()), &slot.entry()));
             }
         }
     }

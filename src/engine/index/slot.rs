@@ -19,6 +19,7 @@ const SIZE_BITS: u32 = SIZE_EXPONENT_BITS + SIZE_MANTISSA_BITS;
 const SIZE_EXPONENT_BITS: u32 = 4;
 const SIZE_MANTISSA_BITS: u32 = 8;
 const FLAG_BITS: u32 = 3;
+const EXPIRES: u64 = 1;
 /// Bits of what is not the tag.
 pub(super) const PAYLOAD_BITS: u32 = EXTENT_BITS + OFFSET_BITS + SIZE_BITS + FLAG_BITS;
 
@@ -34,9 +35,48 @@ pub(super) struct Slot([u8; SLOT_SIZE]);
 
 const _: () = assert!(std::mem::size_of::<Slot>() == SLOT_SIZE);
 
+/// An entry as a slot has it, and a checkpoint: what is not the tag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PackedEntry(u64);
+
+impl PackedEntry {
+    /// What a checkpoint stored. None where no entry is stored so.
+    #[inline]
+    pub fn from_bits(bits: u64) -> Option<PackedEntry> {
+        (bits < 1 << PAYLOAD_BITS).then_some(PackedEntry(bits))
+    }
+
+    /// As a checkpoint stores it.
+    pub fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// It has an expiry, which is kept elsewhere.
+    #[inline]
+    pub fn expires(self) -> bool {
+        self.0 & EXPIRES != 0
+    }
+
+    /// What it says.
+    pub fn entry(self) -> Entry {
+        entry_of(self.0)
+    }
+}
+
+impl From<&Entry> for PackedEntry {
+    fn from(entry: &Entry) -> PackedEntry {
+        PackedEntry(payload_of(entry))
+    }
+}
+
 impl Slot {
     pub(super) fn new(tag: u64, entry: &Entry) -> Slot {
-        let bits = u128::from(tag) << PAYLOAD_BITS | u128::from(payload_of(entry));
+        Slot::packed(tag, entry.into())
+    }
+
+    #[inline]
+    pub(super) fn packed(tag: u64, PackedEntry(payload): PackedEntry) -> Slot {
+        let bits = u128::from(tag) << PAYLOAD_BITS | u128::from(payload);
         let mut bytes = [0; SLOT_SIZE];
         bytes.copy_from_slice(&bits.to_le_bytes()[..SLOT_SIZE]);
         Slot(bytes)
@@ -68,21 +108,21 @@ pub(super) fn join(root: usize, tag: u64) -> Identity {
     Identity { upper, lower: (tag & ((1 << IDENTITY_LOWER_BITS) - 1)) as u8 }
 }
 
-pub(super) fn payload_of(entry: &Entry) -> u64 {
+fn payload_of(entry: &Entry) -> u64 {
     assert!(entry.extent < 1 << EXTENT_BITS && entry.offset < 1 << OFFSET_BITS, "no device has such a place");
     let place = u64::from(entry.extent) << OFFSET_BITS | u64::from(entry.offset);
     let flags = u64::from(entry.expires) | u64::from(entry.is_part) << 1 | u64::from(entry.is_long) << 2;
     (place << SIZE_BITS | u64::from(size_code(entry.size))) << FLAG_BITS | flags
 }
 
-pub(super) fn entry_of(payload: u64) -> Entry {
+fn entry_of(payload: u64) -> Entry {
     let place = payload >> (FLAG_BITS + SIZE_BITS);
     let has = |flag: u64| payload & flag != 0;
     Entry {
         extent: (place >> OFFSET_BITS) as u32,
         offset: (place & ((1 << OFFSET_BITS) - 1)) as u32,
         size: size_of((payload >> FLAG_BITS & ((1 << SIZE_BITS) - 1)) as u32),
-        expires: has(1),
+        expires: has(EXPIRES),
         is_part: has(2),
         is_long: has(4),
     }

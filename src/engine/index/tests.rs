@@ -66,6 +66,9 @@ fn like_a_map(of: fn(u64) -> Identity, keys: u64, steps: u64) -> usize {
             most = most.max(index.check());
             let expected: Vec<(Identity, Entry)> = model.iter().map(|(one, entry)| (*one, *entry)).collect();
             assert!(all(&index, 37) == expected, "step {step}");
+            let mut each = Vec::new();
+            index.each(&mut |one, entry| each.push((one, *entry)));
+            assert!(each == expected, "step {step}");
         }
     }
     index.check();
@@ -103,22 +106,76 @@ fn it_behaves_like_a_map_however_uneven_the_hashes() {
     assert!(most > 20, "{most} segments");
 }
 
-#[test]
-fn what_is_appended_is_inserted_whatever_the_order() {
-    let (mut appended, mut inserted) = (HashIndex::default(), HashIndex::default());
-    let mut keys: Vec<(Identity, Entry)> = (0..600_000).map(|i| (identity(i), entry(i))).collect();
-    keys.sort_by_key(|(one, _)| *one);
-    // Some come again, with another entry, and some out of order.
-    let again: Vec<_> = keys.iter().step_by(1_000).map(|(one, _)| (*one, entry(1))).collect();
-    keys.extend(again);
-    keys.swap(10, 500_000);
-    for (one, entry) in keys {
-        appended.append(one, entry);
-        inserted.insert(one, entry);
+fn built(keys: impl IntoIterator<Item = (Identity, Entry)>) -> HashIndex {
+    let mut builder = HashIndexBuilder::default();
+    assert!(builder.is_empty());
+    for (at, (one, entry)) in keys.into_iter().enumerate() {
+        builder.add(one, PackedEntry::from(&entry));
+        assert!(!builder.is_empty() && builder.len() <= at as u64 + 1);
     }
-    assert!(appended.check() > 1_024);
-    assert_eq!(appended.len(), 600_000);
-    assert!(all(&appended, 1_000) == all(&inserted, 1_000));
+    let len = builder.len();
+    let index = builder.finish();
+    assert_eq!(index.len(), len);
+    index
+}
+
+/// What is built is what inserting comes to: the same keys in as many segments, and where they come in order, in no more bytes.
+fn is_built_as_inserted(keys: Vec<(Identity, Entry)>) {
+    let mut inserted = HashIndex::default();
+    for (one, entry) in &keys {
+        inserted.insert(*one, *entry);
+    }
+    let is_in_order = keys.is_sorted_by(|(one, _), (next, _)| one < next);
+    let mut built = built(keys);
+    assert_eq!(built.check(), inserted.check());
+    assert!(!is_in_order || built.heap_size() <= inserted.heap_size());
+    let expected = all(&inserted, 1_000);
+    assert!(all(&built, 1_000) == expected);
+    assert!(expected.iter().all(|(one, entry)| built.get(*one) == Some(*entry)));
+    // It goes on as any other.
+    for number in 0..20_000 {
+        let (one, entry) = (identity(number << 32), entry(number));
+        assert_eq!(built.insert(one, entry), inserted.insert(one, entry));
+    }
+    for (one, _) in expected.iter().step_by(3) {
+        assert_eq!(built.remove(*one), inserted.remove(*one));
+    }
+    assert_eq!(built.check(), inserted.check());
+    assert!(all(&built, 1_000) == all(&inserted, 1_000));
+}
+
+fn sorted(keys: impl Iterator<Item = Identity>) -> Vec<(Identity, Entry)> {
+    let keys: BTreeSet<Identity> = keys.collect();
+    keys.into_iter().enumerate().map(|(at, one)| (one, entry(at as u64))).collect()
+}
+
+#[test]
+fn what_is_built_in_order_is_what_would_be_inserted() {
+    let keys = sorted((0..600_000).map(identity));
+    assert!(built(keys.clone()).check() > 1_024);
+    is_built_as_inserted(keys);
+    is_built_as_inserted(sorted((0..900).map(identity)));
+    is_built_as_inserted(sorted((0..5_000).map(narrow)));
+    // All in one root, as near to each other as can be, and as far.
+    is_built_as_inserted(sorted((0..20_000).map(|i| Identity { upper: i, lower: 0 })));
+    is_built_as_inserted(sorted(
+        (0..1_728).map(|i| Identity { upper: 1 << (i % 54), lower: (i / 54) as u8 }),
+    ));
+    is_built_as_inserted(Vec::new());
+}
+
+#[test]
+fn what_is_built_of_keys_out_of_order_or_twice_is_what_would_be_inserted() {
+    let mut keys = sorted((0..60_000).map(identity));
+    // Some come again, with another entry: at once, in the same root, and much later.
+    let again: Vec<_> = keys.iter().step_by(1_000).map(|(one, _)| (*one, entry(1))).collect();
+    keys.insert(31, (keys[30].0, entry(2)));
+    keys.insert(41, (keys[20].0, entry(3)));
+    keys.extend(again);
+    keys.swap(10, 50_000);
+    keys.swap(200, 201);
+    is_built_as_inserted(keys);
+    is_built_as_inserted((0..60_000).rev().map(|i| (identity(i), entry(i))).collect());
 }
 
 #[test]

@@ -8,17 +8,18 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
-use super::read::read_tried;
+use super::read::READ_TRIES;
 use super::resolve::{FoundLong, Part};
 use super::survey::Survey;
-use crate::device::{Device, IoError};
+use crate::device::read_ahead::ReadAhead;
+use crate::device::{Device, DmaBuf, IoError};
 use crate::engine::allocator::CheckpointChain;
-use crate::engine::index::{Entry, Expiries, HashIndex, Identity, Index, KeySetBuilder, RecordRef};
+use crate::engine::index::{Expiries, HashIndexBuilder, Identity, KeySetBuilder, PackedEntry, RecordRef};
 use crate::engine::op::{BatchId, ShardId};
 use crate::format::FormatError;
 use crate::format::checkpoint::{
-    CHECKPOINT_VERSION, CheckpointHeader, ExtentSummary, IndexedKey, Item, PartRecord, ShardPosition,
-    UnitPosition, decode_chunk, decode_items,
+    CHECKPOINT_VERSION, CheckpointHeader, ExtentSummary, IndexedKey, Item, PartRecord, PlainKeys,
+    ShardPosition, UnitPosition, decode_chunk, decode_items,
 };
 use crate::format::front_coded;
 use crate::format::manifest;
@@ -26,9 +27,6 @@ use crate::format::record::RecordType;
 use crate::format::retirement::{Retirement, UnitMark};
 use crate::format::superblock::Superblock;
 use crate::probe::{self, Probe};
-
-/// Bytes that are read at a time.
-const WINDOW_SIZE: usize = 4 << 20;
 
 /// One shard of a checkpoint.
 pub(super) struct Base {
@@ -39,7 +37,7 @@ pub(super) struct Base {
     pub(super) units: UnitPosition,
     pub(super) commits: Vec<BatchId>,
     pub(super) parts: Vec<(BatchId, Part)>,
-    pub(super) index: HashIndex,
+    pub(super) index: HashIndexBuilder,
     /// The keys by name, where the device was formatted so.
     pub(super) names: KeySetBuilder,
     pub(super) expiries: Expiries,
@@ -56,7 +54,7 @@ impl Base {
             units: UnitPosition { last: 0, epoch: 0, open: None },
             commits: Vec::new(),
             parts: Vec::new(),
-            index: HashIndex::default(),
+            index: HashIndexBuilder::default(),
             names: KeySetBuilder::default(),
             expiries: Expiries::default(),
             manifests: BTreeMap::new(),
@@ -239,24 +237,38 @@ pub fn load_checkpoints<D: Device>(
     Ok(out)
 }
 
+/// The next piece of a chain. One that can't be read makes the checkpoint useless.
+fn next_piece<D: Device>(ahead: &mut ReadAhead<'_, D>) -> Result<DmaBuf, LoadError> {
+    match ahead.next_piece() {
+        Some(Ok(piece)) => Ok(piece),
+        Some(Err(IoError::UnrecoveredRead { .. })) | None => Err(LoadError::NotWhole),
+        Some(Err(error)) => Err(LoadError::Io(error)),
+    }
+}
+
 fn load_chain<D: Device>(
     device: &mut D,
     superblock: &Superblock,
     headers: &[CheckpointHeader],
     progress: &mut dyn FnMut(u64),
 ) -> Result<Vec<Base>, LoadError> {
-    let layout = superblock.layout;
-    let block = superblock.block_size as usize;
+    let (layout, block) = (superblock.layout, u64::from(superblock.block_size));
+    let range =
+        |header: &CheckpointHeader| (layout.extent_offset(header.extent) + block, layout.extent_size - block);
+    let mut ahead = ReadAhead::new(device, headers.iter().map(range), READ_TRIES);
     let mut bases = Vec::new();
     let (mut entries, mut chunk) = (0, 0);
     let mut ended = None;
     for header in headers {
+        if ended.is_some() {
+            break;
+        }
         let place = header.place(&superblock.uuid, &superblock.secret);
-        let mut at = block as u64;
+        let (mut at, mut read_to) = (block, block);
         let mut window: Vec<u8> = Vec::new();
-        let (mut taken, mut window_end) = (0, at);
+        let mut taken = 0;
         while ended.is_none() && at < layout.extent_size {
-            match decode_chunk(&window[taken..], chunk, place, at as u32, block) {
+            match decode_chunk(&window[taken..], chunk, place, at as u32, block as usize) {
                 Ok((items, size)) => {
                     decode_items(items, &mut |item| {
                         if let Item::End(count) = item {
@@ -269,18 +281,19 @@ fn load_chain<D: Device>(
                     chunk += 1;
                 }
                 // The chunk is longer than what was read of it.
-                Err(FormatError::Short { .. }) if window_end < layout.extent_size => {
-                    let size = WINDOW_SIZE.min((layout.extent_size - window_end) as usize);
-                    let offset = layout.extent_offset(header.extent) + window_end;
-                    let bytes = read_tried(device, offset, size).map_err(LoadError::Io)?;
+                Err(FormatError::Short { .. }) if read_to < layout.extent_size => {
+                    let piece = next_piece(&mut ahead)?;
                     window.drain(..std::mem::take(&mut taken));
-                    window.extend_from_slice(&bytes.ok_or(LoadError::NotWhole)?);
-                    window_end += size as u64;
-                    progress(size as u64);
+                    window.extend_from_slice(&piece);
+                    read_to += piece.len() as u64;
+                    progress(piece.len() as u64);
                 }
                 // The rest did not fit here: the chain's next extent goes on with this chunk.
                 Err(_) => break,
             }
+        }
+        while ended.is_none() && read_to < layout.extent_size {
+            read_to += next_piece(&mut ahead)?.len() as u64;
         }
     }
     if ended != Some(entries) {
@@ -305,13 +318,34 @@ fn part_of(kind: RecordType, record: &PartRecord<'_>, coordinator: ShardId) -> R
     Ok(Part { kind, key: Bytes::copy_from_slice(record.key), record: found, pieces, coordinator })
 }
 
+fn wrong(field: &'static str, got: u64) -> FormatError {
+    FormatError::Field { what: "checkpoint entry", field, got }
+}
+
+/// Whose an entry is, and what it says.
+#[inline]
+fn packed(upper: u64, lower: u8, entry: u64) -> Result<(Identity, PackedEntry), FormatError> {
+    let identity = Identity::from_parts(upper, lower).ok_or_else(|| wrong("hash", u64::from(lower)))?;
+    let entry = PackedEntry::from_bits(entry).ok_or_else(|| wrong("entry", entry))?;
+    Ok((identity, entry))
+}
+
+/// Takes keys into a shard's index that neither expire nor are long.
+fn take_plain(base: &mut Base, keys: PlainKeys<'_>) -> Result<(), FormatError> {
+    for (upper, lower, entry) in keys.iter() {
+        let (identity, entry) = packed(upper, lower, entry)?;
+        if entry.expires() {
+            return Err(wrong("expiry", 0));
+        }
+        base.index.add(identity, entry);
+    }
+    Ok(())
+}
+
 /// Takes a key into a shard's index.
 fn take_key(base: &mut Base, key: &IndexedKey<'_>) -> Result<(), FormatError> {
-    let wrong = |field, got| FormatError::Field { what: "checkpoint entry", field, got };
-    let identity = Identity::from_parts(key.hash_upper, key.hash_lower)
-        .ok_or_else(|| wrong("hash", u64::from(key.hash_lower)))?;
-    let entry = Entry::from_bits(key.entry).ok_or_else(|| wrong("entry", key.entry))?;
-    if entry.expires != (key.expires_at_ms != 0) {
+    let (identity, entry) = packed(key.hash_upper, key.hash_lower, key.entry)?;
+    if entry.expires() != (key.expires_at_ms != 0) {
         return Err(wrong("expiry", key.expires_at_ms));
     }
     if let Some(long) = &key.long {
@@ -322,8 +356,8 @@ fn take_key(base: &mut Base, key: &IndexedKey<'_>) -> Result<(), FormatError> {
         };
         base.manifests.insert(identity, found);
     }
-    base.index.append(identity, entry);
-    if entry.expires {
+    base.index.add(identity, entry);
+    if entry.expires() {
         base.expiries.set(identity, key.expires_at_ms);
     }
     Ok(())
@@ -368,10 +402,75 @@ fn take(item: Item<'_>, bases: &mut Vec<Base>, entries: &mut u64) -> Result<(), 
             base.parts.push((BatchId { boot, number }, part_of(kind, &record, coordinator)?));
         }
         Item::Names(names) => front_coded::decode(names, &mut |key| base.names.add(key))?,
+        Item::Plain(keys) => {
+            *entries += keys.count() as u64;
+            take_plain(base, keys)?;
+        }
         Item::Entry(key) => {
             *entries += 1;
             take_key(base, &key)?;
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::index::Index;
+    use crate::format::checkpoint::decode_items;
+
+    fn base() -> Base {
+        Base::new(ShardPosition {
+            shard: ShardId(0),
+            frame: 1,
+            boot: 1,
+            next_sequence: 1,
+            open: None,
+            clean: true,
+        })
+    }
+
+    /// What becomes of keys that are stored so.
+    fn taken(keys: &[IndexedKey<'_>]) -> Result<Base, FormatError> {
+        let (mut bytes, mut bases, mut entries) = (Vec::new(), vec![base()], 0);
+        keys.iter().for_each(|key| Item::Entry(*key).encode(&mut bytes));
+        decode_items(&bytes, &mut |item| take(item, &mut bases, &mut entries))?;
+        assert_eq!(entries, keys.len() as u64);
+        Ok(bases.remove(0))
+    }
+
+    #[test]
+    fn keys_that_could_not_have_been_stored_are_refused() {
+        const EXPIRES: u64 = 1;
+        let key = |number: u64| IndexedKey {
+            hash_upper: number << 40,
+            hash_lower: 31,
+            entry: 1 << 60 | number << 3,
+            expires_at_ms: 0,
+            long: None,
+        };
+        let expiring =
+            |number| IndexedKey { entry: key(number).entry | EXPIRES, expires_at_ms: 7, ..key(number) };
+        let loaded = taken(&[key(1), key(2), expiring(3), key(4)]).ok().unwrap();
+        let index = loaded.index.finish();
+        for one in [key(1), key(2), expiring(3), key(4)] {
+            let identity = Identity::from_parts(one.hash_upper, one.hash_lower).unwrap();
+            assert_eq!(index.get(identity).map(|entry| entry.to_bits()), Some(one.entry));
+            assert_eq!(loaded.expiries.get(identity), one.expires_at_ms);
+        }
+        let refused = |wrong| taken(&[key(1), wrong, key(3)]).is_err();
+        assert!(refused(IndexedKey { hash_lower: 32, ..key(2) }), "more of the hash than there is");
+        assert!(refused(IndexedKey { entry: 1 << 61, ..key(2) }), "more than an entry has");
+        assert!(refused(IndexedKey { entry: expiring(2).entry, ..key(2) }), "an expiry that is not there");
+        assert!(
+            refused(IndexedKey { entry: key(2).entry, ..expiring(2) }),
+            "an expiry of a key that has none"
+        );
+        assert!(!refused(key(2)));
+        let (mut bytes, mut entries) = (Vec::new(), 0);
+        Item::Entry(key(1)).encode(&mut bytes);
+        let without_shard = decode_items(&bytes, &mut |item| take(item, &mut Vec::new(), &mut entries));
+        assert!(without_shard.is_err());
+    }
 }

@@ -162,12 +162,6 @@ impl ShardState {
     }
 
     pub(super) fn each(&self, visit: &mut dyn FnMut(Identity, &Entry)) {
-        let mut cursor = 0;
-        loop {
-            cursor = self.index.scan(cursor, 1024, visit);
-            if cursor == 0 {
-                break;
-            }
-        }
+        self.index.each(visit);
     }
 }
