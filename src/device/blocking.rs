@@ -72,8 +72,15 @@ fn piece_size<D: Device>(device: &D) -> usize {
 
 /// Reads `size` bytes at `offset`; both are multiples of the block size.
 pub fn read<D: Device>(device: &mut D, offset: u64, size: usize) -> Result<Vec<u8>, IoError> {
-    let piece = piece_size(device);
     let mut out = vec![0; size];
+    read_into(device, offset, &mut out)?;
+    Ok(out)
+}
+
+/// Fills `out` from `offset` on; its length and `offset` are multiples of the block size.
+pub fn read_into<D: Device>(device: &mut D, offset: u64, out: &mut [u8]) -> Result<(), IoError> {
+    let piece = piece_size(device);
+    let size = out.len();
     run(
         device,
         size.div_ceil(piece),
@@ -86,8 +93,7 @@ pub fn read<D: Device>(device: &mut D, offset: u64, size: usize) -> Result<Vec<u
                 out[i * piece..i * piece + buf.len()].copy_from_slice(&buf);
             }
         },
-    )?;
-    Ok(out)
+    )
 }
 
 /// Reads `size` bytes at each of many offsets.

@@ -137,6 +137,13 @@ impl Place {
     }
 }
 
+/// Whether these are zeros, as padding is: a cache line at a time, since in small frames it is most of what is read.
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
+    let (lines, rest) = bytes.as_chunks::<64>();
+    let is_line_zero = |line: &[u8; 64]| line.iter().fold(0, |all, byte| all | byte) == 0;
+    lines.iter().all(is_line_zero) && rest.iter().all(|byte| *byte == 0)
+}
+
 /// A little-endian cursor over bytes that may be anything.
 pub(crate) struct Reader<'a> {
     what: &'static str,
@@ -205,10 +212,12 @@ impl<'a> Reader<'a> {
 
     /// The rest must be zero: reserved bytes are.
     pub(crate) fn zeros(&mut self, count: usize, field: &'static str) -> Result<(), FormatError> {
-        match self.take(count)?.iter().find(|b| **b != 0) {
-            Some(byte) => Err(FormatError::Field { what: self.what, field, got: u64::from(*byte) }),
-            None => Ok(()),
+        let bytes = self.take(count)?;
+        if is_zero(bytes) {
+            return Ok(());
         }
+        let got = bytes.iter().find(|b| **b != 0).map_or(0, |byte| u64::from(*byte));
+        Err(FormatError::Field { what: self.what, field, got })
     }
 }
 
@@ -249,6 +258,21 @@ mod tests {
         assert!(Reader::new("test", &[0x80, 0x00]).varint().is_err(), "a longer form of zero");
         assert!(Reader::new("test", &[0xff, 0xff, 0xff, 0xff, 0x1f]).varint().is_err(), "33 bits");
         assert!(Reader::new("test", &[0x80; 6]).varint().is_err());
+    }
+
+    #[test]
+    fn zeros_are_zeros_wherever_a_bit_is_set() {
+        let mut bytes = [0; 200];
+        for end in 0..bytes.len() {
+            assert!(is_zero(&bytes[..end]));
+            bytes[end] = 1 << (end % 8);
+            assert!(is_zero(&bytes[..end]) && !is_zero(&bytes[..=end]) && !is_zero(&bytes));
+            bytes[end] = 0;
+        }
+        assert!(Reader::new("test", &[0, 0]).zeros(2, "padding").is_ok());
+        let error = FormatError::Field { what: "test", field: "padding", got: 7 };
+        assert_eq!(Reader::new("test", &[0, 7, 8]).zeros(3, "padding"), Err(error));
+        assert!(Reader::new("test", &[0]).zeros(2, "padding").is_err(), "too short");
     }
 
     #[test]

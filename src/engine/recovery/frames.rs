@@ -15,7 +15,7 @@ use crate::format::manifest::{self, ManifestPiece};
 use crate::format::record::{Decoded, Record, RecordType};
 use crate::format::retirement::Retirement;
 use crate::format::superblock::Superblock;
-use crate::format::{FormatError, Place};
+use crate::format::{FormatError, Place, is_zero};
 use crate::probe::{self, Probe};
 
 /// A record of a frame, owned.
@@ -123,7 +123,7 @@ pub(super) fn read_frame(
         read.records.push(record);
         position += size;
     }
-    if position != payload || bytes[payload..].iter().any(|byte| *byte != 0) {
+    if position != payload || !is_zero(&bytes[payload..]) {
         let what =
             format!("frame {} does not end where its records do, or its padding is not zero", header.frame);
         read.damage.push(damage(position, bytes.len() - position, None, what));

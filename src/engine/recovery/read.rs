@@ -20,19 +20,24 @@ impl Extent {
         superblock: &Superblock,
         extent: u32,
     ) -> Result<Extent, IoError> {
-        Self::read_part(device, superblock, extent, 0)
+        Self::read_behind(device, superblock, extent, 0, Vec::new())
     }
 
-    /// Reads from `from` on; what is before it is zeros.
+    /// Reads from `from` on; what is before it is zeros. It goes where another extent was, if one is done with: memory that the
+    /// system gives anew costs as much as the read.
     pub(super) fn read_behind<D: Device>(
         device: &mut D,
         superblock: &Superblock,
         extent: u32,
         from: usize,
+        room: Vec<u8>,
     ) -> Result<Extent, IoError> {
-        let mut read = Self::read_part(device, superblock, extent, from)?;
-        read.bytes.splice(..0, std::iter::repeat_n(0, from));
-        Ok(read)
+        let mut bytes = room;
+        bytes.resize(superblock.layout.extent_size as usize, 0);
+        let (before, rest) = bytes.split_at_mut(from);
+        before.fill(0);
+        let unreadable = Self::fill(device, superblock, extent, from, rest)?;
+        Ok(Extent { bytes, unreadable })
     }
 
     /// Reads from `from` on; `bytes` starts there.
@@ -42,23 +47,32 @@ impl Extent {
         extent: u32,
         from: usize,
     ) -> Result<Extent, IoError> {
+        let mut bytes = vec![0; superblock.layout.extent_size as usize - from];
+        let unreadable = Self::fill(device, superblock, extent, from, &mut bytes)?;
+        Ok(Extent { bytes, unreadable })
+    }
+
+    /// Reads from `from` on, and says which blocks can't be.
+    fn fill<D: Device>(
+        device: &mut D,
+        superblock: &Superblock,
+        extent: u32,
+        from: usize,
+        bytes: &mut [u8],
+    ) -> Result<Vec<usize>, IoError> {
         let offset = superblock.layout.extent_offset(extent) + from as u64;
-        let size = superblock.layout.extent_size as usize - from;
-        if let Some(bytes) = read_tried(device, offset, size)? {
-            return Ok(Extent { bytes, unreadable: Vec::new() });
+        let mut unreadable = Vec::new();
+        if fill_tried(device, offset, bytes)? {
+            return Ok(unreadable);
         }
         let block = superblock.block_size as usize;
-        let (mut bytes, mut unreadable) = (Vec::with_capacity(size), Vec::new());
-        for at in (0..size).step_by(block) {
-            match read_tried(device, offset + at as u64, block)? {
-                Some(one) => bytes.extend_from_slice(&one),
-                None => {
-                    bytes.resize(at + block, 0);
-                    unreadable.push(from + at);
-                }
+        for (at, one) in (0..).step_by(block).zip(bytes.chunks_mut(block)) {
+            if !fill_tried(device, offset + at as u64, one)? {
+                one.fill(0);
+                unreadable.push(from + at);
             }
         }
-        Ok(Extent { bytes, unreadable })
+        Ok(unreadable)
     }
 }
 
@@ -68,14 +82,20 @@ pub(in crate::engine) fn read_tried<D: Device>(
     offset: u64,
     size: usize,
 ) -> Result<Option<Vec<u8>>, IoError> {
+    let mut bytes = vec![0; size];
+    Ok(fill_tried(device, offset, &mut bytes)?.then_some(bytes))
+}
+
+/// The same for bytes that are there already; false when the device can't, and then they are anything.
+fn fill_tried<D: Device>(device: &mut D, offset: u64, bytes: &mut [u8]) -> Result<bool, IoError> {
     for _ in 0..READ_TRIES {
-        match blocking::read(device, offset, size) {
-            Ok(bytes) => return Ok(Some(bytes)),
+        match blocking::read_into(device, offset, bytes) {
+            Ok(()) => return Ok(true),
             Err(IoError::UnrecoveredRead { .. }) => {}
             Err(error) => return Err(error),
         }
     }
-    Ok(None)
+    Ok(false)
 }
 
 /// Reads the rest of an extent until it looks the same twice. False when it never does: the medium can't be believed.

@@ -25,6 +25,9 @@ use crate::format::superblock::Superblock;
 use crate::planted::{Bug, is_planted};
 use crate::probe::{self, Probe};
 
+/// Records ahead of the one that is applied whose slots are fetched: what memory answers in the time of one.
+const FETCH_AHEAD: usize = 12;
+
 /// A part of a batch whose commit record may be in another shard.
 pub(super) struct Part {
     pub(super) kind: RecordType,
@@ -101,14 +104,34 @@ pub struct ScannedShard {
 impl ScannedShard {
     /// Applies a record of a unit, which stands behind every frame that was read so far: it is the newest of its key whatever
     /// was lost before, and its sequence is that of when it was first written.
-    pub(super) fn apply_survivor(&mut self, found: Found, secret: &[u8; 16]) {
-        if self.doubt.below > 0 && matches!(found.kind, RecordType::Put | RecordType::Delete) {
-            self.doubt.known.insert(hash_key(secret, &found.key).identity());
+    pub(super) fn apply_survivors(&mut self, found: Vec<Found>, secret: &[u8; 16]) {
+        if self.doubt.below > 0 {
+            let keyed = |one: &&Found| matches!(one.kind, RecordType::Put | RecordType::Delete);
+            let keys = found.iter().filter(keyed).map(|one| hash_key(secret, &one.key).identity());
+            self.doubt.known.extend(keys);
         }
-        self.apply(found, secret);
+        self.apply_all(found, secret);
     }
 
-    pub(super) fn apply(&mut self, found: Found, secret: &[u8; 16]) {
+    /// Applies records in order. What each will look up is fetched while others before it are applied.
+    pub(super) fn apply_all(&mut self, found: Vec<Found>, secret: &[u8; 16]) {
+        let identities: Vec<Identity> =
+            found.iter().map(|one| hash_key(secret, &one.key).identity()).collect();
+        let first = |count: usize| identities.iter().take(count);
+        first(2 * FETCH_AHEAD).for_each(|one| self.index.prefetch_segment(*one));
+        first(FETCH_AHEAD).for_each(|one| self.index.prefetch_slots(*one));
+        for (at, one) in found.into_iter().enumerate() {
+            if let Some(later) = identities.get(at + 2 * FETCH_AHEAD) {
+                self.index.prefetch_segment(*later);
+            }
+            if let Some(next) = identities.get(at + FETCH_AHEAD) {
+                self.index.prefetch_slots(*next);
+            }
+            self.apply(one, identities[at], secret);
+        }
+    }
+
+    fn apply(&mut self, found: Found, identity: Identity, secret: &[u8; 16]) {
         self.record_count += 1;
         self.history.on_record(&found);
         let Found {
@@ -172,7 +195,7 @@ impl ScannedShard {
                 self.batches_seen.insert(batch);
                 self.parts.entry(batch).or_default().push(Part { kind, key, record, pieces, coordinator });
             }
-            (kind, None) => self.apply_one(kind, &key, record, pieces, secret),
+            (kind, None) => self.apply_one(kind, &key, identity, record, pieces),
         }
     }
 
@@ -180,11 +203,10 @@ impl ScannedShard {
         &mut self,
         kind: RecordType,
         key: &Bytes,
+        identity: Identity,
         record: RecordRef,
         pieces: Option<Vec<ManifestPiece>>,
-        secret: &[u8; 16],
     ) {
-        let identity = hash_key(secret, key).identity();
         if let Some(pieces) = pieces {
             let found = FoundLong { key: key.clone(), size: u64::from(record.value_size), pieces };
             self.manifests.insert(identity, found);
@@ -222,11 +244,12 @@ impl ScannedShard {
     fn apply_parts(&mut self, mut parts: Vec<Part>, secret: &[u8; 16]) {
         parts.sort_by_key(|part| part.record.sequence);
         for Part { kind, key, record, pieces, .. } in parts {
-            let newest = self.newest_since_parts(hash_key(secret, &key).identity());
+            let identity = hash_key(secret, &key).identity();
+            let newest = self.newest_since_parts(identity);
             if record.sequence > newest || is_planted(Bug::LateCommitWins) {
-                self.apply_one(kind, &key, record, pieces, secret);
+                self.apply_one(kind, &key, identity, record, pieces);
                 // Another part may still be decided.
-                self.since_parts.insert(hash_key(secret, &key).identity(), record.sequence);
+                self.since_parts.insert(identity, record.sequence);
             }
         }
     }

@@ -109,6 +109,7 @@ fn scan_with<D: Device>(
     progress: &mut dyn FnMut(u64),
 ) -> Result<ScannedShard, IoError> {
     let retired = scan.retired;
+    let mut room = Vec::new();
     for header in chain.log.iter().filter(|header| !retired.frames.contains(header.first_frame)) {
         if header.ordinal == 0 {
             scan.lost_header(header.extent);
@@ -116,11 +117,11 @@ fn scan_with<D: Device>(
         let Some(from) = scan.start_of(header) else { continue };
         let Extent { bytes, unreadable } = match kept.take_if(|(number, _)| *number == header.extent) {
             Some((_, extent)) => extent,
-            None => Extent::read_behind(device, superblock, header.extent, from)?,
+            None => Extent::read_behind(device, superblock, header.extent, from, std::mem::take(&mut room))?,
         };
         let size = (bytes.len() - from) as u64;
         let mut read = |extent, from| Extent::read_part(device, superblock, extent, from);
-        scan.extent(header, from, bytes, unreadable, &mut read)?;
+        room = scan.extent(header, from, bytes, unreadable, &mut read)?;
         progress(size + std::mem::take(&mut scan.units.bytes_read));
     }
     let mut read = |extent, from| Extent::read_part(device, superblock, extent, from);
@@ -243,7 +244,7 @@ impl<'a> Scan<'a> {
     }
 
     /// Reads the frames of one extent. `read` reads the rest of it once more, and the extents of units: before anything is called torn or damaged
-    /// it must look the same twice, since a medium may be wrong once and right the next time.
+    /// it must look the same twice, since a medium may be wrong once and right the next time. Gives the memory of the bytes back.
     fn extent(
         &mut self,
         header: &ExtentHeader,
@@ -251,7 +252,7 @@ impl<'a> Scan<'a> {
         mut bytes: Vec<u8>,
         mut unreadable: Vec<usize>,
         read_from: &mut ReadFrom<'_>,
-    ) -> Result<(), IoError> {
+    ) -> Result<Vec<u8>, IoError> {
         let superblock = self.superblock;
         let block = superblock.block_size as usize;
         let place =
@@ -303,7 +304,7 @@ impl<'a> Scan<'a> {
                 block
             };
         }
-        Ok(())
+        Ok(bytes)
     }
 
     fn frame(&mut self, read: FrameRead, bytes: &[u8], read_from: &mut ReadFrom<'_>) -> Result<(), IoError> {
@@ -389,12 +390,10 @@ impl<'a> Scan<'a> {
             extent.last_frame = Some(read.header.frame);
             extent.end = read.offset + u64::from(read.header.size);
         }
-        for found in read.records {
-            if found.retired.is_some() {
-                self.out.retired.0 = read.header.frame;
-            }
-            self.out.apply(found, &self.superblock.secret);
+        if read.records.iter().any(|found| found.retired.is_some()) {
+            out.retired.0 = read.header.frame;
         }
+        out.apply_all(read.records, &self.superblock.secret);
         self.skip_retired();
         Ok(())
     }

@@ -10,7 +10,7 @@ use crate::format::extent::{ExtentHeader, ExtentRole};
 use crate::format::frame::FrameHeader;
 use crate::format::superblock::Superblock;
 use crate::format::unit::UnitHeader;
-use crate::format::{FormatError, Place};
+use crate::format::{FormatError, Place, is_zero};
 use crate::probe::{self, Probe};
 
 /// Whose the extents are.
@@ -125,7 +125,7 @@ pub fn survey<D: Device>(device: &mut D, superblock: &Superblock) -> Result<Surv
             Ok(header) => survey.add(header),
             // One of a checkpoint is no suspect: what is in it is looked at when it is loaded, and is never needed.
             // An extent that was never used has a header of zeros.
-            Err(_) if claimed.is_some() || bytes[..block].iter().any(|byte| *byte != 0) => {
+            Err(_) if claimed.is_some() || !is_zero(&bytes[..block]) => {
                 suspects.push((extent, None));
             }
             Err(_) => {}

@@ -10,11 +10,11 @@ use super::frames::{Found, found_at};
 use super::read::{Extent, reread};
 use crate::device::IoError;
 use crate::engine::op::ShardId;
-use crate::format::Place;
 use crate::format::extent::ExtentHeader;
 use crate::format::retirement::Retirement;
 use crate::format::superblock::Superblock;
 use crate::format::unit::{UNIT_HEADER_SIZE, UnitHeader};
+use crate::format::{Place, is_zero};
 use crate::probe::{self, Probe};
 
 /// Reads an extent from a byte on; what it gives starts there.
@@ -322,7 +322,7 @@ pub(super) fn unit_at(
             format!("unit {} has {} records of {}", header.unit, unit.records.len(), header.record_count);
         unit.damage.push(damage(0, payload, what));
     }
-    if rest[payload..header.size as usize].iter().any(|byte| *byte != 0) {
+    if !is_zero(&rest[payload..header.size as usize]) {
         let what = format!("the padding of unit {} is not zero", header.unit);
         unit.damage.push(damage(payload, header.size as usize - payload, what));
         unit.is_intact = false;

@@ -26,7 +26,7 @@ pub(super) fn scan_from<D: Device>(
     for header in chain.log.iter().rev().filter(behind).filter(|_| !is_alone) {
         let from =
             if base.covers(header.extent, header.epoch) { position.open.map_or(0, |open| open.1) } else { 0 };
-        let extent = Extent::read_behind(device, superblock, header.extent, from as usize)?;
+        let extent = Extent::read_behind(device, superblock, header.extent, from as usize, Vec::new())?;
         newest = retirements(superblock, position.shard, header, &extent.bytes).into_iter().next();
         kept.get_or_insert((header.extent, extent));
         if newest.is_some() {

@@ -79,12 +79,9 @@ impl Scan<'_> {
         if found.len() as u64 != expected.end - expected.start || has_units_among {
             out.doubt.raise(expected.end);
         }
-        for one in found {
-            if !one.value_intact {
-                out.damage.push(one.damaged_value(out.id));
-            }
-            out.apply(one, &self.superblock.secret);
-        }
+        let damaged = found.iter().filter(|one| !one.value_intact).map(|one| one.damaged_value(out.id));
+        out.damage.extend(damaged);
+        out.apply_all(found, &self.superblock.secret);
         out.accepted_sequence = expected.end;
         if !out.used_extents.contains(&next.extent) {
             out.used_extents.push(next.extent);

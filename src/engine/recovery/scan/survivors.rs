@@ -45,9 +45,7 @@ impl Scan<'_> {
             out.doubt.raise_all(out.accepted_sequence);
         }
         out.damage.extend(damage);
-        for found in records {
-            self.out.apply_survivor(found, &self.superblock.secret);
-        }
+        out.apply_survivors(records, &self.superblock.secret);
     }
 
     /// The next frame says that units up to this one were durable before it, which begins with this sequence: what it says
