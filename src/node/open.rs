@@ -1,11 +1,12 @@
 //! From a device to shard states: superblock, survey, scan, with the shards in parallel.
 
+use std::num::NonZero;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::NodeError;
-use crate::device::{DeviceError, IoError, Namespace};
+use crate::device::{Device, DeviceError, IoError, Namespace};
 use crate::engine::ShardState;
 use crate::engine::allocator::Allocator;
 use crate::engine::device_format::begin_boot;
@@ -56,12 +57,28 @@ const DAMAGE_NOTES_MAX: usize = 16;
 /// How often progress is told.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
-enum ScanError {
-    Device(DeviceError),
-    Io(IoError),
+/// Threads for each processor while shards are read: one decodes while another waits for the device.
+const THREADS_PER_PROCESSOR: usize = 2;
+
+/// Bytes of extents that all of them may hold together, unless the reactors' number of threads holds more.
+const READ_SIZE_MAX: u64 = 256 << 20;
+
+/// Extents that one of them may hold: the one that it reads, and one that it has looked into before.
+const EXTENTS_PER_THREAD: u64 = 2;
+
+/// Threads that read shards: so many, and more where they can wait for the device without being busy.
+fn scan_thread_count<D: Device>(thread_count: usize, device: &D, superblock: &Superblock) -> usize {
+    let mut wanted = thread_count;
+    if device.wake_fd().is_some() {
+        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let room = READ_SIZE_MAX / (EXTENTS_PER_THREAD * superblock.layout.extent_size);
+        wanted = (processors * THREADS_PER_PROCESSOR).min(room as usize).max(thread_count);
+    }
+    wanted.min(usize::from(superblock.shard_count)).max(1)
 }
 
-/// Recovers a device with `thread_count` threads. `progress` is called from this thread now and then.
+/// Recovers a device with `thread_count` threads, or more where that is of use: nothing is served yet. `progress` is called from
+/// this thread now and then.
 pub fn open<N: Namespace>(
     namespace: N,
     thread_count: usize,
@@ -94,17 +111,19 @@ pub fn open<N: Namespace>(
     let chains = std::mem::take(&mut checkpoints.chains);
     let checkpoint_bytes = checkpoints.bytes_read;
     let checkpoints = Mutex::new(checkpoints);
+    let thread_count = scan_thread_count(thread_count, &queue, &superblock);
     drop(queue);
 
     let total = survey.extent_count() as u64 * superblock.layout.extent_size;
-    let (next, done, left) = (AtomicUsize::new(0), AtomicU64::new(0), AtomicUsize::new(thread_count.max(1)));
-    let results: Mutex<Vec<Result<ScannedShard, ScanError>>> = Mutex::new(Vec::new());
-    let push = |result| results.lock().unwrap_or_else(PoisonError::into_inner).push(result);
+    let (next, done, left) = (AtomicUsize::new(0), AtomicU64::new(0), AtomicUsize::new(thread_count));
+    let results: Mutex<Vec<Result<ScannedShard, IoError>>> = Mutex::new(Vec::new());
+    let refused: Mutex<Option<DeviceError>> = Mutex::new(None);
     std::thread::scope(|scope| {
-        for _ in 0..thread_count.max(1) {
+        for _ in 0..thread_count {
             scope.spawn(|| {
                 match namespace.open_queue() {
-                    Err(error) => push(Err(ScanError::Device(error))),
+                    // A controller has so many queues and no more. The others do the work.
+                    Err(error) => *refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(error),
                     Ok(mut queue) => loop {
                         let shard = ShardId(next.fetch_add(1, Ordering::Relaxed) as u16);
                         if shard.0 >= superblock.shard_count {
@@ -121,7 +140,7 @@ pub fn open<N: Namespace>(
                                 done.fetch_add(bytes, Ordering::Relaxed);
                             },
                         );
-                        push(result.map_err(ScanError::Io));
+                        results.lock().unwrap_or_else(PoisonError::into_inner).push(result);
                     },
                 }
                 left.fetch_sub(1, Ordering::Release);
@@ -143,11 +162,12 @@ pub fn open<N: Namespace>(
 
     let mut shards = Vec::new();
     for result in results.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        match result {
-            Ok(shard) => shards.push(shard),
-            Err(ScanError::Io(error)) => return Err(io(error)),
-            Err(ScanError::Device(error)) => return Err(error.into()),
-        }
+        shards.push(result.map_err(io)?);
+    }
+    if let Some(error) = refused.into_inner().unwrap_or_else(PoisonError::into_inner)
+        && shards.len() < usize::from(superblock.shard_count)
+    {
+        return Err(error.into());
     }
     shards.sort_by_key(ScannedShard::id);
     let damage: Vec<&Damage> =
@@ -199,4 +219,82 @@ pub fn open<N: Namespace>(
         superblock,
         duration: started.elapsed(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Geometry;
+    use crate::device::kernel::{KernelDevice, KernelEngine, KernelNamespace};
+    use crate::engine::device_format::{FormatOptions, format};
+    use crate::engine::op::Clock;
+    use crate::format::superblock::IndexKind;
+
+    /// A device with so many queues and no more, as a controller has.
+    struct Scarce {
+        inner: KernelNamespace,
+        left: AtomicUsize,
+    }
+
+    impl Namespace for Scarce {
+        type Queue = KernelDevice;
+
+        fn geometry(&self) -> &Geometry {
+            self.inner.geometry()
+        }
+
+        fn open_queue(&self) -> Result<KernelDevice, DeviceError> {
+            let take = |left: usize| left.checked_sub(1);
+            match self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
+                Ok(_) => self.inner.open_queue(),
+                Err(_) => Err(DeviceError::Os {
+                    name: self.name().to_owned(),
+                    action: "open a queue of",
+                    source: std::io::Error::other("all of them are in use"),
+                }),
+            }
+        }
+
+        fn name(&self) -> &str {
+            self.inner.name()
+        }
+    }
+
+    fn opened(engine: KernelEngine, queue_count: usize) -> Result<Opened<Scarce>, NodeError> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("image");
+        let inner = KernelNamespace::open(engine, &path, Some(64 << 20)).unwrap();
+        let options = FormatOptions {
+            shard_count: 16,
+            uuid: [1; 16],
+            secret: [2; 16],
+            label: "test".to_owned(),
+            index: IndexKind::Hash,
+        };
+        let clock = Clock { unix_ms: 1, monotonic_us: 1 };
+        format(&mut inner.open_queue().unwrap(), &options, clock).unwrap();
+        open(Scarce { inner, left: AtomicUsize::new(queue_count) }, 1, &mut |_| {})
+    }
+
+    #[test]
+    fn one_queue_is_enough_for_the_shards_however_many_are_wanted() {
+        for engine in [KernelEngine::Pool, KernelEngine::Sync] {
+            // One for the survey, and one for all shards.
+            assert_eq!(opened(engine, 2).unwrap().states.len(), 16);
+            assert!(matches!(opened(engine, 1).map(|_| ()), Err(NodeError::Device(_))));
+        }
+    }
+
+    #[test]
+    fn threads_are_more_than_asked_for_only_where_they_can_wait() {
+        let threads = |engine| {
+            let opened = opened(engine, 99).unwrap();
+            let used = 99 - opened.namespace.left.load(Ordering::Relaxed) - 1;
+            let most = std::thread::available_parallelism().map_or(1, NonZero::get) * THREADS_PER_PROCESSOR;
+            (used, most.min(16))
+        };
+        assert_eq!(threads(KernelEngine::Sync).0, 1);
+        let (used, most) = threads(KernelEngine::Pool);
+        assert_eq!(used, most);
+    }
 }
