@@ -102,7 +102,7 @@ pub struct ScannedShard {
 }
 
 impl ScannedShard {
-    /// Applies a record of a unit, which stands behind every frame that was read so far: it is the newest of its key whatever
+    /// Applies the records of a unit, which stands behind every frame that was read so far: each is the newest of its key whatever
     /// was lost before, and its sequence is that of when it was first written.
     pub(super) fn apply_survivors(&mut self, found: Vec<Found>, secret: &[u8; 16]) {
         if self.doubt.below > 0 {
@@ -232,8 +232,15 @@ impl ScannedShard {
             self.doubt.known.insert(identity);
         }
         if !self.parts.is_empty() {
-            self.since_parts.insert(identity, record.sequence);
+            self.note_since_parts(identity, record.sequence);
         }
+    }
+
+    /// A record of a key counts. What garbage collection has kept comes late with an early sequence: a delete that is only carried
+    /// along is no reason for a part to win over what has replaced it since.
+    fn note_since_parts(&mut self, identity: Identity, sequence: u64) {
+        let newest = self.since_parts.entry(identity).or_insert(sequence);
+        *newest = (*newest).max(sequence);
     }
 
     /// The sequence of the newest record of a key that counts, if any part could be older.
@@ -249,7 +256,7 @@ impl ScannedShard {
             if record.sequence > newest || is_planted(Bug::LateCommitWins) {
                 self.apply_one(kind, &key, identity, record, pieces);
                 // Another part may still be decided.
-                self.since_parts.insert(identity, record.sequence);
+                self.note_since_parts(identity, record.sequence);
             }
         }
     }

@@ -112,3 +112,75 @@ impl Scan<'_> {
         out.doubt.raise_all(out.accepted_sequence);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::super::frames::Found;
+    use super::*;
+    use crate::engine::index::RecordRef;
+    use crate::engine::op::BatchId;
+    use crate::engine::recovery::committed_batches;
+    use crate::format::layout;
+    use crate::format::record::RecordType;
+
+    fn found(kind: RecordType, sequence: u64, batch: Option<u64>) -> Found {
+        Found {
+            kind,
+            key: Bytes::from_static(b"key"),
+            record: RecordRef {
+                extent: 1,
+                offset: 4096,
+                size: 50,
+                value_size: 5,
+                sequence,
+                expires_at_ms: 0,
+                is_part: batch.is_some(),
+                is_long: false,
+            },
+            batch: batch.map(|number| (BatchId { boot: 1, number }, ShardId(0))),
+            participant_count: 1,
+            retired: None,
+            chunk: None,
+            pieces: None,
+            stored_size: 5,
+            value_intact: true,
+        }
+    }
+
+    /// A part whose batch a checkpoint has as committed, what has replaced it, and an old delete that garbage collection has moved
+    /// behind both.
+    #[test]
+    fn a_part_that_is_decided_last_does_not_win_over_what_an_old_delete_stands_behind() {
+        let superblock = Arc::new(Superblock {
+            uuid: [7; 16],
+            secret: [9; 16],
+            layout: layout::choose(1 << 30, 4).expect("large enough"),
+            block_size: 4096,
+            shard_count: 4,
+            index: Default::default(),
+            features: 0,
+            generation: 3,
+            parent: 0,
+            boot: 2,
+            created_ms: 0,
+            label: String::new(),
+        });
+        for (replaced, keys) in [(false, 1), (true, 0)] {
+            let (chain, retired) = (Chains { log: &[], survivors: &[] }, Retirement::default());
+            let mut scan = Scan::new(&superblock, ShardId(0), chain, &retired, UnitsBase::default());
+            let out = &mut scan.out;
+            out.commits.push((BatchId { boot: 1, number: 5 }, 1));
+            out.apply_all(vec![found(RecordType::Put, 20, Some(5))], &superblock.secret);
+            if replaced {
+                out.apply_all(vec![found(RecordType::Delete, 30, None)], &superblock.secret);
+                out.apply_survivors(vec![found(RecordType::Delete, 10, None)], &superblock.secret);
+            }
+            let shards = [scan.finish()];
+            let decisions = committed_batches(&shards);
+            let [shard] = shards;
+            assert_eq!(shard.resolve(&decisions, &superblock).key_count(), keys, "replaced: {replaced}");
+        }
+    }
+}
