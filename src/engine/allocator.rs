@@ -6,7 +6,7 @@
 //!   records that garbage collection moves, so that a full device can be emptied again.
 //! - Epochs are never repeated: each is the boot number, which grows with every start, above a counter.
 
-use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::planted::{Bug, is_planted};
@@ -57,6 +57,8 @@ pub struct Allocator {
     collection_reserve: i64,
     /// Shards that may move records at a time, each with an extent of the collection's reserve.
     collections_left: AtomicI64,
+    /// Somebody was refused such a permission since one was given back.
+    is_collection_wanted: AtomicBool,
     epoch: AtomicU64,
     ordinal: AtomicU64,
     /// Shards whose start is durable.
@@ -83,6 +85,7 @@ impl Allocator {
             reserve_taken: AtomicI64::new(0),
             collection_reserve: i64::from(collection_reserve),
             collections_left: AtomicI64::new(i64::from(collection_reserve).max(1)),
+            is_collection_wanted: AtomicBool::new(false),
             epoch: AtomicU64::new(boot << EPOCH_COUNTER_BITS),
             ordinal: AtomicU64::new(ordinal_last),
             settled_shards: AtomicU32::new(0),
@@ -159,14 +162,25 @@ impl Allocator {
 
     /// Takes one of the few permissions to move records; `end_collection` gives it back.
     pub fn begin_collection(&self) -> bool {
-        self.collections_left
+        let is_given = self
+            .collections_left
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| (left > 0).then_some(left - 1))
-            .is_ok()
+            .is_ok();
+        if !is_given {
+            self.is_collection_wanted.store(true, Ordering::Release);
+        }
+        is_given
     }
 
     /// Gives a permission of `begin_collection` back.
     pub fn end_collection(&self) {
+        self.is_collection_wanted.store(false, Ordering::Release);
         self.collections_left.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Whether somebody waits for such a permission: who has one is not to rest on it.
+    pub fn is_collection_wanted(&self) -> bool {
+        self.is_collection_wanted.load(Ordering::Acquire)
     }
 
     /// Changes one shard's part of what could be freed.
@@ -313,6 +327,15 @@ mod tests {
         assert_eq!(allocator.take(Purpose::Retirement), None);
         assert!(allocator.next_epoch() < allocator.next_epoch());
         assert!(Allocator::new(1, 0, 0, 2, 0).next_epoch() > allocator.next_epoch());
+    }
+
+    #[test]
+    fn who_has_a_permission_is_told_that_it_is_wanted() {
+        let allocator = Allocator::new(100, 3, 1, 1, 0);
+        assert!(allocator.begin_collection() && !allocator.is_collection_wanted());
+        assert!(!allocator.begin_collection() && allocator.is_collection_wanted());
+        allocator.end_collection();
+        assert!(!allocator.is_collection_wanted() && allocator.begin_collection());
     }
 
     #[test]

@@ -216,6 +216,7 @@ impl<D: Device> Engine<D> {
 
     /// One pass of garbage collection. True when anything happened.
     pub(super) fn collect(&mut self, clock: Clock) -> bool {
+        self.queue.set_pressing(self.is_waited_for());
         let mut progress = self.committer.poisoned().is_none() && self.go_on_with_units();
         if self.committer.poisoned().is_some() || self.stopping {
             for at in 0..self.shards.len() {
@@ -241,7 +242,14 @@ impl<D: Device> Engine<D> {
         }
         if self.collector.active.is_some() {
             progress |= self.go_on_collecting(clock);
-            return self.go_on_with_units() || progress;
+            progress |= self.go_on_with_units();
+            if !progress {
+                // It goes on with what clients write, or the device has done; or somebody else comes to want its permission.
+                let interval =
+                    if self.is_pressing() { self.look_interval_us() } else { IDLE_LOOK_INTERVAL_US };
+                self.collector.next_look_us = clock.monotonic_us + interval;
+            }
+            return progress;
         }
         if clock.monotonic_us >= self.collector.next_look_us {
             progress |= self.look(clock);
@@ -268,7 +276,10 @@ impl<D: Device> Engine<D> {
 
     /// Whether collection goes on as fast as it can.
     fn is_pressing(&self) -> bool {
-        !self.collector.compactions.is_empty() || self.is_waited_for()
+        // Another engine may wait for this one's permission to collect, and has nobody here who writes.
+        !self.collector.compactions.is_empty()
+            || self.is_waited_for()
+            || self.allocator.is_collection_wanted()
     }
 
     /// Whether writers wait for what collection frees, or will.
@@ -464,7 +475,6 @@ impl<D: Device> Engine<D> {
             self.collector.retry_us = clock.monotonic_us + RETRY_DELAY_US;
             return true;
         }
-        self.queue.set_pressing(self.is_waited_for());
         if active.is_reading || (self.collector.credit <= 0 && !pressing) {
             return false;
         }
