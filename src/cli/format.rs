@@ -50,7 +50,9 @@ type Failure = (Exit, String);
 /// What a device is to become.
 pub(super) struct NewDevice<'a> {
     engine: Option<EngineName>,
-    shard_count: u16,
+    shard_count: Option<u16>,
+    /// Reactors that a node has: what the shards go by where nobody said how many.
+    reactor_count: usize,
     index: IndexKind,
     label: &'a str,
     /// Write zeros to every block first. A block of a file that was only allocated costs its file system a journal commit when
@@ -62,7 +64,8 @@ impl FormatArgs {
     fn new_device(&self) -> NewDevice<'_> {
         NewDevice {
             engine: self.engine,
-            shard_count: self.shards.unwrap_or_else(shard_count),
+            shard_count: self.shards,
+            reactor_count: default_reactor_count(),
             index: self.index,
             label: &self.label,
             is_written: !self.quick,
@@ -134,7 +137,9 @@ fn write<N: Namespace>(namespace: &N, new: &NewDevice<'_>) -> Result<(Superblock
         zeroed.map_err(|error| error.to_string())?;
     }
     let options = FormatOptions {
-        shard_count: new.shard_count,
+        shard_count: new
+            .shard_count
+            .unwrap_or_else(|| default_shard_count(new.reactor_count, queue.geometry().size())),
         uuid: *uuid::Uuid::new_v4().as_bytes(),
         // Version and variant bits are fixed in one UUID, so the secret is mixed from two.
         secret: std::array::from_fn({
@@ -202,18 +207,14 @@ fn create_as(
     Ok(made)
 }
 
-/// Shards where nobody said how many.
-fn shard_count() -> u16 {
-    default_shard_count(default_reactor_count())
-}
-
 /// Creates the device that `serve` was asked for.
 pub(super) fn create_for_serve(
     path: &Path,
     size: u64,
     engine: Option<EngineName>,
     index: IndexKind,
+    reactor_count: usize,
 ) -> Result<(), String> {
-    let new = NewDevice { engine, shard_count: shard_count(), index, label: "", is_written: true };
+    let new = NewDevice { engine, shard_count: None, reactor_count, index, label: "", is_written: true };
     create(path, size, &new).map(|_| ())
 }

@@ -186,7 +186,7 @@ struct FormatArgs {
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     size: Option<u64>,
     /// Shards that the keys are spread over: the most reactors that can ever share the device [default: four for each reactor that
-    /// a node has on this machine, 4 to 64]
+    /// a node has on this machine, 4 to 64, and fewer on devices under 16 MiB for each]
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=i64::from(SHARD_COUNT_MAX)))]
     shards: Option<u16>,
     /// What a shard knows of its keys in memory: hash, 16 bytes of each; ordered, also their names in order, for KV.RANGE, SCAN and

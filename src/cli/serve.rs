@@ -148,8 +148,15 @@ fn prepare_device(path: &Path, args: &ServeArgs) -> Result<(), (Exit, String)> {
     if path.symlink_metadata().is_err() {
         let size = size.unwrap_or(format::SIZE_DEFAULT);
         note(format!("{} is not there: creating it with {}", path.display(), size::show(size)));
-        return format::create_for_serve(path, size, args.engine, args.index.unwrap_or_default())
-            .map_err(|text| (Exit::Failed, text));
+        let reactor_count = reactor_cores(args).map_err(|text| (Exit::Usage, text))?.len();
+        return format::create_for_serve(
+            path,
+            size,
+            args.engine,
+            args.index.unwrap_or_default(),
+            reactor_count,
+        )
+        .map_err(|text| (Exit::Failed, text));
     }
     // A file that is there keeps its size; saying another one is a mistake that must not pass unnoticed.
     if let Some(size) = size
