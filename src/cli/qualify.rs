@@ -185,8 +185,10 @@ fn run(args: &QualifyArgs, engine: EngineName, target: &Target) -> Result<(Repor
         };
         figures.read_iops = rate(&load(Pattern::RandomRead, IOPS_LOAD)?);
         figures.write_iops = rate(&load(Pattern::RandomWrite, IOPS_LOAD)?);
-        figures.read_bytes_per_second = rate(&load(Pattern::SequentialRead, BANDWIDTH_LOAD)?) * BANDWIDTH_LOAD.1 as f64;
-        figures.write_bytes_per_second = rate(&load(Pattern::SequentialWrite, BANDWIDTH_LOAD)?) * BANDWIDTH_LOAD.1 as f64;
+        // A device may not take transfers that long.
+        let large = BANDWIDTH_LOAD.1.min(namespace.geometry().transfer_size_max as usize) as f64;
+        figures.read_bytes_per_second = rate(&load(Pattern::SequentialRead, BANDWIDTH_LOAD)?) * large;
+        figures.write_bytes_per_second = rate(&load(Pattern::SequentialWrite, BANDWIDTH_LOAD)?) * large;
         let single = load(Pattern::RandomRead, (1, IOPS_LOAD.1))?;
         figures.read_latency_p50_us = micros(&single.reads, 0.5);
         figures.read_latency_p99_us = micros(&single.reads, 0.99);
@@ -274,7 +276,7 @@ fn print(report: &Report) {
         "IOPS", figures.read_iops, figures.write_iops, IOPS_LOAD.0, figures.read_depth
     ));
     say(format!(
-        "      {:<21}{} read a second, {} written (256 KiB, {} in flight)",
+        "      {:<21}{} read a second, {} written (256 KiB at a time, or what the device takes, {} in flight)",
         "bandwidth",
         bandwidth(figures.read_bytes_per_second),
         bandwidth(figures.write_bytes_per_second),

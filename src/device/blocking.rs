@@ -88,10 +88,10 @@ pub fn read_into<D: Device>(device: &mut D, offset: u64, out: &mut [u8]) -> Resu
             let at = i * piece;
             Some(IoOp::Read { offset: offset + at as u64, buf: device.allocate(piece.min(size - at))? })
         },
-        |i, buf| {
-            if let Some(buf) = buf {
-                out[i * piece..i * piece + buf.len()].copy_from_slice(&buf);
-            }
+        |i, buf| match buf {
+            Some(buf) => out[i * piece..i * piece + buf.len()].copy_from_slice(&buf),
+            // What was there before is not what was read.
+            None => out[i * piece..((i + 1) * piece).min(size)].fill(0),
         },
     )
 }

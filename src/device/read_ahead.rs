@@ -70,6 +70,9 @@ impl<'d, D: Device> ReadAhead<'d, D> {
     pub fn next_piece(&mut self) -> Option<Result<DmaBuf, IoError>> {
         loop {
             self.ask();
+            // Devices are given what they were asked for with a poll: it is to be on its way while the caller looks at this piece.
+            self.device.poll(&mut self.done);
+            self.settle();
             match self.coming.pop_front()? {
                 Coming::Done(result) => {
                     self.first += 1;
@@ -105,6 +108,11 @@ impl<'d, D: Device> ReadAhead<'d, D> {
         if self.device.poll(&mut self.done) == 0 {
             wait(self.device);
         }
+        self.settle();
+    }
+
+    /// Takes note of what has come back.
+    fn settle(&mut self) {
         for IoDone { token, buf, status } in self.done.drain(..) {
             let at = token.0.wrapping_sub(self.first) as usize;
             let Some(Coming::UnderWay(piece)) = self.coming.get(at) else { continue };

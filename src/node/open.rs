@@ -61,10 +61,20 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 const THREADS_PER_PROCESSOR: usize = 2;
 
 /// Bytes of extents that all of them may hold together, unless the reactors' number of threads holds more.
-const READ_SIZE_MAX: u64 = 256 << 20;
+const READ_SIZE_MAX: u64 = 1 << 30;
 
-/// Extents that one of them may hold: the one that it reads, and one that it has looked into before.
-const EXTENTS_PER_THREAD: u64 = 2;
+/// Extents that one of them may hold: the one that it reads, one that it has looked into before, one of survivors, and what is read
+/// again of one of them.
+const EXTENTS_PER_THREAD: u64 = 4;
+
+/// Counts a thread that reads shards for as long as it is there, also when it ends by a panic: whoever waits for them passes that on.
+struct Counted<'c>(&'c AtomicUsize);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Release);
+    }
+}
 
 /// Threads that read shards: so many, and more where they can wait for the device without being busy.
 fn scan_thread_count<D: Device>(thread_count: usize, device: &D, superblock: &Superblock) -> usize {
@@ -120,7 +130,9 @@ pub fn open<N: Namespace>(
     let refused: Mutex<Option<DeviceError>> = Mutex::new(None);
     std::thread::scope(|scope| {
         for _ in 0..thread_count {
-            scope.spawn(|| {
+            let counted = Counted(&left);
+            let read_shards = || {
+                let _counted = counted;
                 match namespace.open_queue() {
                     // A controller has so many queues and no more. The others do the work.
                     Err(error) => *refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(error),
@@ -143,8 +155,13 @@ pub fn open<N: Namespace>(
                         results.lock().unwrap_or_else(PoisonError::into_inner).push(result);
                     },
                 }
-                left.fetch_sub(1, Ordering::Release);
-            });
+            };
+            // More threads than the system gives are not needed either: the others do the work, or it is this one's error.
+            if let Err(error) = std::thread::Builder::new().spawn_scoped(scope, read_shards) {
+                let name = namespace.name().to_owned();
+                let error = DeviceError::Os { name, action: "start a thread that reads", source: error };
+                *refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            }
         }
         let mut told = Instant::now();
         while left.load(Ordering::Acquire) > 0 {

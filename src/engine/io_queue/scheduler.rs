@@ -319,6 +319,10 @@ impl<T> Scheduler<T> {
     pub(super) fn done(&mut self, ticket: Ticket) {
         self.in_flight[ticket.class as usize] -= 1;
         self.in_flight_count -= 1;
+        // One that took long was there all the time.
+        if !ticket.class.is_background() {
+            self.activity.note(self.now_us);
+        }
         match ticket.class {
             Class::Commit => self.commit_ns -= ticket.cost_ns,
             class if class.is_background() => self.background_ns -= ticket.cost_ns,

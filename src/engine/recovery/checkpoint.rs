@@ -274,7 +274,7 @@ fn load_chain<D: Device>(
                         if let Item::End(count) = item {
                             ended = Some(count);
                         }
-                        take(item, &mut bases, &mut entries)
+                        take(item, superblock, &mut bases, &mut entries)
                     })?;
                     taken += size;
                     at += size as u64;
@@ -292,14 +292,35 @@ fn load_chain<D: Device>(
                 Err(_) => break,
             }
         }
+        // Torn at its end, or its first chunk is not what was written: no other extent makes up for it.
+        if ended.is_none() && (at == block || header.part + 1 == headers.len() as u32) {
+            return Err(LoadError::NotWhole);
+        }
         while ended.is_none() && read_to < layout.extent_size {
-            read_to += next_piece(&mut ahead)?.len() as u64;
+            let size = next_piece(&mut ahead)?.len() as u64;
+            read_to += size;
+            progress(size);
         }
     }
-    if ended != Some(entries) {
+    if ended != Some(entries) || !bases.iter().all(|base| is_sound(base, superblock)) {
         return Err(LoadError::NotWhole);
     }
     Ok(bases)
+}
+
+/// Whether a shard's positions can be those of a log on this device.
+fn is_sound(base: &Base, superblock: &Superblock) -> bool {
+    let (block, extent_size) = (u64::from(superblock.block_size), superblock.layout.extent_size);
+    let is_end = |open: Option<(u32, u32)>| {
+        open.is_none_or(|(_, end)| {
+            (block..=extent_size).contains(&u64::from(end)) && u64::from(end).is_multiple_of(block)
+        })
+    };
+    let position = base.position;
+    is_end(position.open)
+        && is_end(base.units.open)
+        && position.next_sequence > 0
+        && position.boot < superblock.boot
 }
 
 fn part_of(kind: RecordType, record: &PartRecord<'_>, coordinator: ShardId) -> Result<Part, FormatError> {
@@ -363,8 +384,18 @@ fn take_key(base: &mut Base, key: &IndexedKey<'_>) -> Result<(), FormatError> {
     Ok(())
 }
 
-fn take(item: Item<'_>, bases: &mut Vec<Base>, entries: &mut u64) -> Result<(), FormatError> {
+fn take(
+    item: Item<'_>,
+    superblock: &Superblock,
+    bases: &mut Vec<Base>,
+    entries: &mut u64,
+) -> Result<(), FormatError> {
     if let Item::Shard(position) = item {
+        // A shard that comes twice, or is none of the device's, is nothing that was written.
+        let shard = position.shard.0;
+        if shard >= superblock.shard_count || bases.iter().any(|base| base.position.shard.0 == shard) {
+            return Err(wrong("shard", u64::from(shard)));
+        }
         bases.push(Base::new(position));
         return Ok(());
     }
@@ -418,7 +449,25 @@ fn take(item: Item<'_>, bases: &mut Vec<Base>, entries: &mut u64) -> Result<(), 
 mod tests {
     use super::*;
     use crate::engine::index::Index;
-    use crate::format::checkpoint::decode_items;
+    use crate::format::checkpoint::{UnitPosition, decode_items};
+    use crate::format::layout;
+
+    fn superblock() -> Superblock {
+        Superblock {
+            uuid: [7; 16],
+            secret: [9; 16],
+            layout: layout::choose(1 << 30, 4).expect("large enough"),
+            block_size: 4096,
+            shard_count: 4,
+            index: Default::default(),
+            features: 0,
+            generation: 3,
+            parent: 0,
+            boot: 2,
+            created_ms: 0,
+            label: String::new(),
+        }
+    }
 
     fn base() -> Base {
         Base::new(ShardPosition {
@@ -435,7 +484,7 @@ mod tests {
     fn taken(keys: &[IndexedKey<'_>]) -> Result<Base, FormatError> {
         let (mut bytes, mut bases, mut entries) = (Vec::new(), vec![base()], 0);
         keys.iter().for_each(|key| Item::Entry(*key).encode(&mut bytes));
-        decode_items(&bytes, &mut |item| take(item, &mut bases, &mut entries))?;
+        decode_items(&bytes, &mut |item| take(item, &superblock(), &mut bases, &mut entries))?;
         assert_eq!(entries, keys.len() as u64);
         Ok(bases.remove(0))
     }
@@ -470,7 +519,40 @@ mod tests {
         assert!(!refused(key(2)));
         let (mut bytes, mut entries) = (Vec::new(), 0);
         Item::Entry(key(1)).encode(&mut bytes);
-        let without_shard = decode_items(&bytes, &mut |item| take(item, &mut Vec::new(), &mut entries));
+        let without_shard =
+            decode_items(&bytes, &mut |item| take(item, &superblock(), &mut Vec::new(), &mut entries));
         assert!(without_shard.is_err());
+    }
+    #[test]
+    fn positions_that_no_log_has_are_not_believed() {
+        let superblock = superblock();
+        let extent_size = superblock.layout.extent_size as u32;
+        assert!(is_sound(&base(), &superblock));
+        let at = |change: &dyn Fn(&mut ShardPosition)| {
+            let mut base = base();
+            change(&mut base.position);
+            is_sound(&base, &superblock)
+        };
+        assert!(at(&|position| position.open = Some((1, extent_size))));
+        assert!(!at(&|position| position.open = Some((1, extent_size + 4096))), "behind the extent's end");
+        assert!(!at(&|position| position.open = Some((1, 4097))), "within a block");
+        assert!(!at(&|position| position.open = Some((1, 0))), "in the extent's header");
+        assert!(!at(&|position| position.next_sequence = 0));
+        assert!(!at(&|position| position.boot = superblock.boot), "a start that is only now");
+        let units = Base { units: UnitPosition { open: Some((1, 4097)), ..base().units }, ..base() };
+        assert!(!is_sound(&units, &superblock));
+    }
+
+    #[test]
+    fn a_shard_comes_once_and_is_one_of_the_device() {
+        let mut entries = 0;
+        let mut take_shard = |number: u16, bases: &mut Vec<Base>| {
+            let position = ShardPosition { shard: ShardId(number), ..base().position };
+            take(Item::Shard(position), &superblock(), bases, &mut entries)
+        };
+        let mut bases = Vec::new();
+        assert!(take_shard(3, &mut bases).is_ok() && take_shard(0, &mut bases).is_ok());
+        assert!(take_shard(3, &mut bases).is_err() && take_shard(4, &mut bases).is_err());
+        assert_eq!(bases.len(), 2);
     }
 }
