@@ -310,6 +310,10 @@ fn a_socket_wakes_a_sleeping_reactor() {
             Echo { stream: there, hung_up: false }
         });
     for byte in 0..100_u8 {
+        if byte == 50 {
+            // Gives the reactor time to fall asleep, which it may not have had before.
+            std::thread::sleep(Duration::from_millis(100));
+        }
         here.write_all(&[byte]).unwrap();
         let mut back = [0; 1];
         here.read_exact(&mut back).unwrap();
