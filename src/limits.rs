@@ -163,6 +163,9 @@ pub const DROP_WAIT_SECONDS_MAX: u64 = 120;
 /// switches without giving most drives more to do.
 pub const POOL_THREAD_COUNT: usize = 16;
 
+/// Bytes at the end of an extent, at most, that only a record of what is retired takes.
+pub const KEPT_FOR_RETIREMENT_MAX: u64 = 12 << 10;
+
 /// Bytes of DMA buffers that one device queue hands out, beyond which taking one fails and the caller waits.
 pub const DMA_SIZE_MAX: usize = 256 << 20;
 
@@ -172,7 +175,7 @@ const _: () = assert!(EXTENT_SIZE_MIN.is_power_of_two() && EXTENT_SIZE_MAX.is_po
 const _: () = assert!(SHARD_COUNT_DEFAULT_MAX <= SHARD_COUNT_MAX as usize);
 // Each with some room for headers and keys.
 const _: () = assert!(2 * CHUNK_SIZE_MAX + 8192 <= FRAME_SIZE_TARGET);
-const _: () = assert!(4 * CHUNK_SIZE_MAX as u64 + 24_576 <= EXTENT_SIZE_MIN);
+const _: () = assert!(4 * CHUNK_SIZE_MAX as u64 + 12_288 <= EXTENT_SIZE_MIN - KEPT_FOR_RETIREMENT_MAX);
 // A run of a manifest takes 23 bytes at most.
 const _: () = assert!(
     (VALUE_SIZE_MAX / CHUNK_SIZE_MAX + 1) * PIECES_PER_CHUNK_MAX * 23 + KEY_SIZE_MAX

@@ -18,6 +18,8 @@ pub enum Purpose {
     Data,
     /// Records that garbage collection moves.
     Collection,
+    /// The same, to an extent apart from the log: never the last one, which the log may need to say what is free now.
+    Survivors,
     /// Deletes, commit records, FLUSHALL.
     Reserve,
     /// Records that say which extents are free now.
@@ -221,6 +223,7 @@ impl Allocator {
         let floor = match purpose {
             Purpose::Data => self.reserve_left() + self.collection_reserve,
             Purpose::Collection => self.reserve_left(),
+            Purpose::Survivors => self.reserve_left().max(1),
             Purpose::Reserve if self.reserve_left() == 0 => return None,
             Purpose::Reserve => self.collection_reserve,
             Purpose::Retirement => 0,
@@ -336,6 +339,16 @@ mod tests {
         assert!(!allocator.begin_collection() && allocator.is_collection_wanted());
         allocator.end_collection();
         assert!(!allocator.is_collection_wanted() && allocator.begin_collection());
+    }
+
+    #[test]
+    fn survivors_leave_the_last_extent_to_the_log() {
+        let allocator = Allocator::new(10, 1, 1, 1, 0);
+        while allocator.take(Purpose::Data).is_some() {}
+        assert!(allocator.take(Purpose::Reserve).is_some());
+        allocator.count_reserve(true);
+        assert_eq!((allocator.free_count(), allocator.take(Purpose::Survivors)), (1, None));
+        assert!(allocator.take(Purpose::Collection).is_some());
     }
 
     #[test]

@@ -21,11 +21,17 @@ use crate::format::record::{Record, RecordType};
 use crate::format::retirement::{Retirement, UnitMark};
 use crate::format::slot::ShardId;
 use crate::format::superblock::Superblock;
-use crate::limits::FRAME_SIZE_TARGET;
+use crate::limits::{FRAME_SIZE_TARGET, KEPT_FOR_RETIREMENT_MAX};
 
 mod relocate;
+#[cfg(test)]
+mod tests;
 
 pub(super) use relocate::{Move, Relocated};
+
+/// Beside what is retired now, what the frame of a record about it takes: ranges that are added, and an empty frame of a start
+/// in between.
+const RETIREMENT_SLACK: u64 = 5 << 10;
 
 /// The extent that is being filled.
 #[derive(Debug, Clone, Copy)]
@@ -220,6 +226,17 @@ impl ShardLog {
         }
     }
 
+    /// The same for records of this kind. At the end is room that only a record of what is retired takes: a log that is full
+    /// while no extent is free could never free one.
+    fn room_for(&self, purpose: Purpose) -> u64 {
+        if purpose == Purpose::Retirement {
+            return self.room();
+        }
+        let record = retired_record(&[]).size() + self.retired.size();
+        let frame = (FRAME_HEADER_SIZE + record) as u64 + RETIREMENT_SLACK;
+        self.room().saturating_sub(frame.next_multiple_of(self.block_size()).min(KEPT_FOR_RETIREMENT_MAX))
+    }
+
     /// Whether a frame waits to be written.
     pub(super) fn is_dirty(&self) -> bool {
         !self.staging.is_empty() || self.marker.is_some()
@@ -267,7 +284,7 @@ impl ShardLog {
         if self.staging.is_empty() {
             self.make_room(size as u64, draft.purpose, allocator)?;
         } else if self.staging.len() + size > FRAME_SIZE_TARGET
-            || (self.staging.len() - FRAME_HEADER_SIZE + size) as u64 > self.room()
+            || (self.staging.len() - FRAME_HEADER_SIZE + size) as u64 > self.room_for(draft.purpose)
             || self.is_reserved_for_others(draft.purpose)
         {
             return Err(NoRoom::Stall);
@@ -355,7 +372,7 @@ impl ShardLog {
 
     /// Opens another extent when the open one can't take a frame with `size` bytes of records.
     fn make_room(&mut self, size: u64, purpose: Purpose, allocator: &Allocator) -> Result<(), NoRoom> {
-        if size <= self.room() && !self.is_reserved_for_others(purpose) {
+        if size <= self.room_for(purpose) && !self.is_reserved_for_others(purpose) {
             return Ok(());
         }
         // The header of an extent that was opened but got no frame yet would be lost by opening another.

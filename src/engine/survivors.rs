@@ -186,7 +186,7 @@ impl Survivors {
     fn open_another(&mut self, allocator: &Allocator) -> Result<OpenExtent, NotStaged> {
         let extent = allocator
             .take(Purpose::Data)
-            .or_else(|| allocator.take(Purpose::Collection))
+            .or_else(|| allocator.take(Purpose::Survivors))
             .ok_or(NotStaged::NoRoom)?;
         let superblock = &self.superblock;
         let header = ExtentHeader {

@@ -51,12 +51,22 @@ impl Retirement {
         self.frames.is_empty() && self.units.is_empty()
     }
 
+    fn is_plain(&self) -> bool {
+        self.units.is_empty() && self.mark == UnitMark::default()
+    }
+
+    /// Bytes that `encode` makes.
+    pub fn size(&self) -> usize {
+        let extension = if self.is_plain() { 0 } else { EXTENDED_SIZE };
+        extension + self.frames.size() + self.units.size()
+    }
+
     /// The value of the record.
     pub fn encode(&self) -> Vec<u8> {
-        if self.units.is_empty() && self.mark == UnitMark::default() {
+        if self.is_plain() {
             return self.frames.encode();
         }
-        let mut out = Vec::with_capacity(EXTENDED_SIZE + self.frames.size() + self.units.size());
+        let mut out = Vec::with_capacity(self.size());
         for number in [EXTENDED, self.frames.len() as u64, self.mark.last, self.mark.epoch] {
             out.extend_from_slice(&number.to_le_bytes());
         }
@@ -104,6 +114,7 @@ mod tests {
         assert_eq!(plain.encode(), plain.frames.encode());
         let marked = Retirement { mark: UnitMark { last: 0, epoch: 7 }, ..Retirement::default() };
         for one in [Retirement::default(), plain, whole(), marked] {
+            assert_eq!(one.encode().len(), one.size());
             assert_eq!(Retirement::decode(&one.encode()), Ok(one));
         }
     }

@@ -359,24 +359,38 @@ pub fn choose_any(copies: &[Vec<u8>; SUPERBLOCK_COPIES]) -> Option<Superblock> {
 }
 
 #[cfg(test)]
+impl Superblock {
+    /// Of a device of 1 GiB with so many shards, in its second start.
+    pub fn for_tests(shard_count: u16) -> Superblock {
+        Superblock {
+            uuid: [7; 16],
+            secret: [9; 16],
+            layout: super::layout::choose(1 << 30, shard_count).expect("large enough"),
+            block_size: 4096,
+            shard_count,
+            index: IndexKind::Hash,
+            features: 0,
+            generation: 3,
+            parent: 0,
+            boot: 2,
+            created_ms: 0,
+            label: String::new(),
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::format::layout;
 
     fn sample() -> Superblock {
         Superblock {
-            uuid: [7; 16],
-            secret: [9; 16],
-            layout: layout::choose(1 << 30, 16).unwrap(),
-            block_size: 4096,
-            shard_count: 16,
-            index: IndexKind::Hash,
             features: FEATURES_KNOWN,
-            generation: 3,
             parent: 0x1234,
-            boot: 2,
             created_ms: 1_700_000_000_000,
             label: "büro".into(),
+            ..Superblock::for_tests(16)
         }
     }
 

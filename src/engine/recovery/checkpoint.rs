@@ -450,24 +450,6 @@ mod tests {
     use super::*;
     use crate::engine::index::Index;
     use crate::format::checkpoint::{UnitPosition, decode_items};
-    use crate::format::layout;
-
-    fn superblock() -> Superblock {
-        Superblock {
-            uuid: [7; 16],
-            secret: [9; 16],
-            layout: layout::choose(1 << 30, 4).expect("large enough"),
-            block_size: 4096,
-            shard_count: 4,
-            index: Default::default(),
-            features: 0,
-            generation: 3,
-            parent: 0,
-            boot: 2,
-            created_ms: 0,
-            label: String::new(),
-        }
-    }
 
     fn base() -> Base {
         Base::new(ShardPosition {
@@ -484,7 +466,7 @@ mod tests {
     fn taken(keys: &[IndexedKey<'_>]) -> Result<Base, FormatError> {
         let (mut bytes, mut bases, mut entries) = (Vec::new(), vec![base()], 0);
         keys.iter().for_each(|key| Item::Entry(*key).encode(&mut bytes));
-        decode_items(&bytes, &mut |item| take(item, &superblock(), &mut bases, &mut entries))?;
+        decode_items(&bytes, &mut |item| take(item, &Superblock::for_tests(4), &mut bases, &mut entries))?;
         assert_eq!(entries, keys.len() as u64);
         Ok(bases.remove(0))
     }
@@ -519,13 +501,14 @@ mod tests {
         assert!(!refused(key(2)));
         let (mut bytes, mut entries) = (Vec::new(), 0);
         Item::Entry(key(1)).encode(&mut bytes);
-        let without_shard =
-            decode_items(&bytes, &mut |item| take(item, &superblock(), &mut Vec::new(), &mut entries));
+        let without_shard = decode_items(&bytes, &mut |item| {
+            take(item, &Superblock::for_tests(4), &mut Vec::new(), &mut entries)
+        });
         assert!(without_shard.is_err());
     }
     #[test]
     fn positions_that_no_log_has_are_not_believed() {
-        let superblock = superblock();
+        let superblock = Superblock::for_tests(4);
         let extent_size = superblock.layout.extent_size as u32;
         assert!(is_sound(&base(), &superblock));
         let at = |change: &dyn Fn(&mut ShardPosition)| {
@@ -548,7 +531,7 @@ mod tests {
         let mut entries = 0;
         let mut take_shard = |number: u16, bases: &mut Vec<Base>| {
             let position = ShardPosition { shard: ShardId(number), ..base().position };
-            take(Item::Shard(position), &superblock(), bases, &mut entries)
+            take(Item::Shard(position), &Superblock::for_tests(4), bases, &mut entries)
         };
         let mut bases = Vec::new();
         assert!(take_shard(3, &mut bases).is_ok() && take_shard(0, &mut bases).is_ok());

@@ -2,29 +2,11 @@
 
 use super::*;
 use crate::engine::survivors::FoundUnits;
-use crate::format::layout;
 use crate::format::retirement::Retirement;
-
-fn superblock() -> Arc<Superblock> {
-    Arc::new(Superblock {
-        uuid: [7; 16],
-        secret: [9; 16],
-        layout: layout::choose(1 << 30, 16).expect("large enough"),
-        block_size: 4096,
-        shard_count: 16,
-        index: Default::default(),
-        features: 0,
-        generation: 3,
-        parent: 0,
-        boot: 2,
-        created_ms: 0,
-        label: String::new(),
-    })
-}
 
 #[test]
 fn a_key_newer_than_what_was_lost_is_absent_once_it_has_expired() {
-    let superblock = superblock();
+    let superblock = Arc::new(Superblock::for_tests(16));
     let (newer, older) = (Key::from("newer"), Key::from("older"));
     let (mut index, mut expiries) = (HashIndex::default(), Expiries::default());
     let mut doubt = Doubt { below: 10, ..Doubt::default() };

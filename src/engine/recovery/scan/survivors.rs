@@ -122,7 +122,6 @@ mod tests {
     use crate::engine::index::RecordRef;
     use crate::engine::op::BatchId;
     use crate::engine::recovery::committed_batches;
-    use crate::format::layout;
     use crate::format::record::RecordType;
 
     fn found(kind: RecordType, sequence: u64, batch: Option<u64>) -> Found {
@@ -153,20 +152,7 @@ mod tests {
     /// behind both.
     #[test]
     fn a_part_that_is_decided_last_does_not_win_over_what_an_old_delete_stands_behind() {
-        let superblock = Arc::new(Superblock {
-            uuid: [7; 16],
-            secret: [9; 16],
-            layout: layout::choose(1 << 30, 4).expect("large enough"),
-            block_size: 4096,
-            shard_count: 4,
-            index: Default::default(),
-            features: 0,
-            generation: 3,
-            parent: 0,
-            boot: 2,
-            created_ms: 0,
-            label: String::new(),
-        });
+        let superblock = Arc::new(Superblock::for_tests(4));
         for (replaced, keys) in [(false, 1), (true, 0)] {
             let (chain, retired) = (Chains { log: &[], survivors: &[] }, Retirement::default());
             let mut scan = Scan::new(&superblock, ShardId(0), chain, &retired, UnitsBase::default());
