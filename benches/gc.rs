@@ -15,24 +15,27 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use basalt::device::Namespace;
 use basalt::device::file::FileOptions;
 use basalt::device::uring::{UringDevice, UringNamespace};
 use basalt::engine::action::{Action, Expiry, SetReply};
 use basalt::engine::allocator::Allocator;
-use basalt::engine::device_format::{FormatOptions, format, zero_all};
 use basalt::engine::durability::Durability;
-use basalt::engine::op::{Answer, Clock, Key, Reply, ShardOp, Value};
+use basalt::engine::io_queue::IoSettings;
+use basalt::engine::op::{Answer, Clock, Reply, ShardOp, Value};
 use basalt::engine::{Engine, EngineStats};
+use basalt::format::record::{Record, RecordType};
 use basalt::format::slot::shard_of;
-use basalt::format::superblock::IndexKind;
 use basalt::limits::SHARD_COUNT_DEFAULT_MIN;
 use hdrhistogram::Histogram;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use rand_distr::{Distribution, Zipf};
+
+mod common;
+
+use common::{Fresh, Options, clock, fresh_engine, key_of, machine};
 
 /// As a device has that is formatted for one reactor.
 const SHARD_COUNT: u16 = SHARD_COUNT_DEFAULT_MIN as u16;
@@ -43,6 +46,9 @@ const DEPTH: usize = 64;
 /// A histogram without bounds would count what is above its first ones at the lowest of them.
 const LATENCY_US_MAX: u64 = 1 << 32;
 
+/// Each rank has a key of its own, far from the one of the next: a prime that no count of keys is a multiple of.
+const HOT_KEYS_APART: u128 = 0x9e37_79b9_7f4a_7c55;
+
 /// Of YCSB.
 const ZIPF_EXPONENT: f64 = 0.99;
 
@@ -50,7 +56,7 @@ const USAGE: &str = "\
 usage: scripts/bench-gc [--file PATH] [--size BYTES] [--fills N,N] [--value BYTES] [--rounds N] [--seconds S] [--rate PERCENT]
   --file PATH     an image file that is made for this and removed [default: in the target directory]
   --size MIB      its size [default: 4096]
-  --fills N,N     live bytes as percent of all extents [default: 50,70,80,90]
+  --fills N,N     bytes of live records as percent of those of all extents [default: 50,70,80,90]
   --value BYTES   length of a value [default: 4000]
   --rounds N      times that all live bytes are overwritten; the last one is measured [default: 3]
   --seconds S     length of a measurement of latency, 0 for none [default: 5]
@@ -211,39 +217,34 @@ impl Rig {
     fn new(args: &Args, fill: u64, pattern: Pattern) -> Rig {
         let options = FileOptions { create_size: Some(args.size), ..FileOptions::default() };
         let namespace = UringNamespace::open(&args.file, &options).unwrap_or_else(|error| panic!("{error}"));
-        let mut queue = namespace.open_queue().expect("a queue");
-        // As `basalt format` does: the first write to a block that was only allocated waits for the file system.
-        zero_all(&mut queue, &mut |_| {}).expect("zeros can be written");
-        let uuid = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
-        let uuid = uuid.to_le_bytes();
-        let format_options = FormatOptions {
-            shard_count: SHARD_COUNT,
-            uuid,
-            secret: uuid,
-            label: "bench".to_owned(),
-            index: IndexKind::Hash,
-        };
         let started = Instant::now();
-        format(&mut queue, &format_options, clock(started)).expect("the file can be formatted");
-        drop(queue);
-        let opened = basalt::node::open(namespace, 1, &mut |_| {}).expect("what was formatted opens");
-        let queue = opened.namespace.open_queue().expect("a queue");
-        let (layout, allocator) = (opened.superblock.layout, Arc::clone(&opened.allocator));
-        let mut engine = Engine::new(
-            Arc::clone(&opened.superblock),
-            Arc::clone(&allocator),
-            queue,
-            opened.states,
-            Durability::Never,
-        );
-        engine.settle(clock(started)).expect("a new device settles");
+        let options = Options {
+            shard_count: SHARD_COUNT,
+            durability: Durability::Never,
+            io: IoSettings::default(),
+            writes_zeros: true,
+        };
+        let Fresh { engine, allocator, layout } = fresh_engine(namespace, &options, clock(started));
         let live = u64::from(layout.extent_count) * layout.extent_size * fill / 100;
-        let key_count = live / (args.value_size + key_of(0).len()) as u64;
+        let value = Value::from(vec![0x5a; args.value_size]);
+        // What the cleaner keeps or moves are records: that is what the analytic figure takes for its blocks.
+        let record_size = Record {
+            kind: RecordType::Put,
+            sequence: 0,
+            database: 0,
+            expires_at_ms: 0,
+            batch: None,
+            long: 0,
+            key: &key_of(0),
+            value: &value,
+        }
+        .size();
+        let key_count = live / record_size as u64;
         Rig {
             engine,
             allocator,
             file: args.file.clone(),
-            value: Value::from(vec![0x5a; args.value_size]),
+            value,
             key_count,
             pattern,
             zipf: Zipf::new(key_count as f64, ZIPF_EXPONENT).expect("a distribution"),
@@ -323,10 +324,10 @@ impl Rig {
     fn choose(&mut self) -> u64 {
         match self.pattern {
             Pattern::Uniform => self.random.random_range(0..self.key_count),
-            // Scattered, as hot keys are: a prime that no count of keys is a multiple of.
+            // Scattered, as hot keys are.
             Pattern::Zipf => {
                 let rank = self.zipf.sample(&mut self.random) as u64;
-                rank.wrapping_mul(0x9e37_79b9_7f4a_7c15) % self.key_count
+                (u128::from(rank) * HOT_KEYS_APART % u128::from(self.key_count)) as u64
             }
         }
     }
@@ -361,22 +362,4 @@ impl Drop for Rig {
         // Best effort: a file that is left over is named by its process.
         let _ = std::fs::remove_file(&self.file);
     }
-}
-
-fn key_of(number: u64) -> Key {
-    Key::from(format!("key:{number:012}"))
-}
-
-fn clock(started: Instant) -> Clock {
-    let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
-    Clock { unix_ms, monotonic_us: started.elapsed().as_micros() as u64 }
-}
-
-fn machine() -> String {
-    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model =
-        cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("an unknown processor");
-    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    format!("{cores} cores of {}, kernel {}", model.trim_start_matches([' ', '\t', ':']), kernel.trim())
 }

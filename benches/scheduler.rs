@@ -12,23 +12,24 @@
 )]
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use basalt::device::Namespace;
 use basalt::device::file::FileOptions;
 use basalt::device::uring::{UringDevice, UringNamespace};
 use basalt::engine::action::{Action, Expiry, SetReply};
-use basalt::engine::device_format::{FormatOptions, format};
 use basalt::engine::durability::Durability;
 use basalt::engine::io_queue::{Class, IoPolicy, IoSettings};
-use basalt::engine::op::{Answer, Clock, Key, Reply, ShardId, ShardOp, Value};
+use basalt::engine::op::{Answer, Clock, Reply, ShardId, ShardOp, Value};
 use basalt::engine::{Engine, EngineStats};
 use basalt::format::slot::shard_of;
-use basalt::format::superblock::IndexKind;
 use hdrhistogram::Histogram;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
+
+#[expect(dead_code, reason = "others use other parts")]
+mod common;
+
+use common::{Fresh, Options, fresh_engine, key_of, machine};
 
 const SHARD_COUNT: u16 = 16;
 
@@ -197,32 +198,15 @@ impl Rig {
     fn new(args: &Args, policy: IoPolicy) -> Rig {
         let options = FileOptions { create_size: Some(args.size), ..FileOptions::default() };
         let namespace = UringNamespace::open(&args.file, &options).unwrap_or_else(|error| panic!("{error}"));
-        let mut queue = namespace.open_queue().expect("a queue");
-        let uuid = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
-        let uuid = uuid.to_le_bytes();
-        let format_options = FormatOptions {
-            shard_count: SHARD_COUNT,
-            uuid,
-            secret: uuid,
-            label: "bench".to_owned(),
-            index: IndexKind::Hash,
-        };
         let started = Instant::now();
+        let options = Options {
+            shard_count: SHARD_COUNT,
+            durability: Durability::Never,
+            io: IoSettings { policy, ..IoSettings::default() },
+            writes_zeros: false,
+        };
         let clock = Clock { unix_ms: 1_000_000, monotonic_us: 0 };
-        format(&mut queue, &format_options, clock).expect("the file can be formatted");
-        drop(queue);
-        let opened = basalt::node::open(namespace, 1, &mut |_| {}).expect("what was formatted opens");
-        let queue = opened.namespace.open_queue().expect("a queue");
-        let layout = opened.superblock.layout;
-        let mut engine = Engine::new(
-            Arc::clone(&opened.superblock),
-            Arc::clone(&opened.allocator),
-            queue,
-            opened.states,
-            Durability::Never,
-        );
-        engine.set_io(&IoSettings { policy, ..IoSettings::default() });
-        engine.settle(clock).expect("a new device settles");
+        let Fresh { engine, layout, .. } = fresh_engine(namespace, &options, clock);
         let live = f64::from(layout.extent_count) * layout.extent_size as f64 * FILL;
         let key_count = live as u64 / (args.value_size + key_of(0).len()) as u64;
         Rig {
@@ -364,17 +348,4 @@ impl Drop for Rig {
         // Best effort: a file that is left over is named by its process.
         let _ = std::fs::remove_file(&self.file);
     }
-}
-
-fn key_of(number: u64) -> Key {
-    Key::from(format!("key:{number:012}"))
-}
-
-fn machine() -> String {
-    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model =
-        cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("an unknown processor");
-    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    format!("{cores} cores of {}, kernel {}", model.trim_start_matches([' ', '\t', ':']), kernel.trim())
 }

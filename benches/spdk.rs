@@ -13,27 +13,28 @@
 
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use basalt::device::Namespace;
 use basalt::device::spdk::{EnvOptions, SpdkNamespace, SpdkOptions, SpdkQueue};
 use basalt::device::transport_id::TransportId;
 use basalt::engine::Engine;
 use basalt::engine::action::{Action, Expiry, SetReply};
 use basalt::engine::allocator::Allocator;
-use basalt::engine::device_format::{FormatOptions, format};
 use basalt::engine::durability::Durability;
+use basalt::engine::io_queue::IoSettings;
 use basalt::engine::op::{Answer, Clock, Key, Reply, ShardOp, Value};
 use basalt::format::frame::FRAME_HEADER_SIZE;
 use basalt::format::record::{Record, RecordType};
 use basalt::format::slot::shard_of;
-use basalt::format::superblock::IndexKind;
 use basalt::reactor::cores::{pin_current, usable};
 
+#[expect(dead_code, reason = "others use other parts")]
+mod common;
 #[path = "../tests/common/nvmf_target.rs"]
 #[expect(dead_code, reason = "shared with the tests, which use other parts")]
 mod nvmf_target;
 
+use common::{Fresh, Options, clock, fresh_engine};
 use nvmf_target::{Backing, Target};
 
 /// What one GET reads.
@@ -243,26 +244,14 @@ impl Loaded {
         let env = EnvOptions { no_hugepages: true, ..EnvOptions::default() };
         let options = SpdkOptions { env, queue_count: 1, ..SpdkOptions::default() };
         let namespace = SpdkNamespace::open(&id, &options).unwrap_or_else(|error| panic!("{error}"));
-        let mut queue = namespace.open_queue().expect("a queue pair");
-        // An identity of its own, or what the last turn wrote would be taken for records of this one that lost their headers.
-        let now_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
-        let uuid = now_ns.to_le_bytes();
-        let format_options = FormatOptions {
-            shard_count: SHARD_COUNT,
-            uuid,
-            secret: uuid,
-            label: "bench".to_owned(),
-            index: IndexKind::Hash,
-        };
         let started = Instant::now();
-        format(&mut queue, &format_options, clock(started)).expect("the namespace can be formatted");
-        drop(queue);
-        let opened = basalt::node::open(namespace, 1, &mut |_| {}).expect("what was formatted opens");
-        let queue = opened.namespace.open_queue().expect("a queue pair");
-        let (superblock, allocator) = (Arc::clone(&opened.superblock), Arc::clone(&opened.allocator));
-        let mut engine =
-            Engine::new(superblock, Arc::clone(&allocator), queue, opened.states, Durability::Always);
-        engine.settle(clock(started)).expect("a new device settles");
+        let options = Options {
+            shard_count: SHARD_COUNT,
+            durability: Durability::Always,
+            io: IoSettings::default(),
+            writes_zeros: false,
+        };
+        let Fresh { engine, allocator, .. } = fresh_engine(namespace, &options, clock(started));
         let value = Value::from(vec![0x5a; value_size(&key_of(0))]);
         let mut loaded = Loaded {
             engine,
@@ -401,11 +390,6 @@ fn key_of(mut number: usize) -> Key {
         number /= 10;
     }
     Key::copy_from_slice(&text)
-}
-
-fn clock(started: Instant) -> Clock {
-    let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
-    Clock { unix_ms, monotonic_us: started.elapsed().as_micros() as u64 }
 }
 
 /// The value with which a record of this key just fills a block beside its frame's header.
