@@ -4,11 +4,13 @@
 
 use std::fmt;
 use std::fs::File;
+use std::io::Write;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::Exit;
+use super::device_path::unfinished;
 use crate::device::block_queue::BlockQueue;
 use crate::engine::io_queue::cost::DeviceProfile;
 
@@ -107,8 +109,10 @@ impl Profile {
         let failed = |why: &dyn fmt::Display| format!("cannot use the profile {}: {why}", path.display());
         let text = read_short(path).map_err(|error| failed(&error))?;
         let again = format!("`basalt qualify --profile {}` makes a new one", path.display());
-        let AnyVersion { profile_version } = toml::from_str(&text)
-            .map_err(|error| failed(&format!("it is no profile: {}; {again}", error.message())))?;
+        // What is no profile is not written over.
+        let AnyVersion { profile_version } = toml::from_str(&text).map_err(|error| {
+            failed(&format!("it is no profile: {}; remove it, then {again}", error.message()))
+        })?;
         if profile_version != VERSION {
             let why = format!(
                 "it is of version {profile_version}, and this program reads version {VERSION}; {again}"
@@ -147,13 +151,24 @@ impl Profile {
         Ok(self.figures.clone())
     }
 
-    /// Writes it, in place of an earlier one.
+    /// Writes it, in place of an earlier one, which is there until the new one is whole.
     pub(super) fn write(&self, path: &Path) -> Result<(), String> {
+        let unfinished = unfinished(path);
         let text = toml::to_string(self).map_err(|error| error.to_string());
-        text.and_then(|text| {
-            std::fs::write(path, format!("{TITLE}{text}")).map_err(|error| error.to_string())
+        let written = text.and_then(|text| {
+            let write = || {
+                let mut file = File::create(&unfinished)?;
+                file.write_all(format!("{TITLE}{text}").as_bytes())?;
+                file.sync_all()?;
+                std::fs::rename(&unfinished, path)
+            };
+            write().map_err(|error| error.to_string())
+        });
+        written.map_err(|error| {
+            // Best effort: it is not taken for a profile either way.
+            let _ = std::fs::remove_file(&unfinished);
+            format!("cannot write the profile {}: {error}", path.display())
         })
-        .map_err(|error| format!("cannot write the profile {}: {error}", path.display()))
     }
 }
 

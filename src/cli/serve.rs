@@ -15,6 +15,7 @@ use super::progress::Progress;
 use super::{Exit, ServeArgs, config_file, fail, format, memory, note, say};
 use crate::device::Namespace;
 use crate::engine::device_format::{OpenError, read_superblock};
+use crate::engine::io_queue::IoPolicy;
 use crate::engine::io_queue::cost::DeviceProfile;
 use crate::format::superblock::{IndexKind, NoQuorum};
 use crate::limits::{CONNECTION_COUNT_MAX, REACTOR_COUNT_MAX, SCRUB_RATE_DEFAULT};
@@ -89,6 +90,9 @@ pub(super) fn serve(mut args: ServeArgs) -> Exit {
         Ok(figures) => figures,
         Err(text) => return fail(Exit::Usage, text),
     };
+    if figures.is_some() && args.scheduler == Some(IoPolicy::Fifo) {
+        note("what --profile says is not needed with --scheduler fifo: commands go as they come");
+    }
     let served = with_namespace!(namespace, namespace => {
         serve_on(namespace, &args, figures, reactors, memory, &mut port)
     });

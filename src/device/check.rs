@@ -15,14 +15,17 @@ pub fn range(op: &IoOp) -> Option<(u64, u64)> {
 pub fn check(geometry: &Geometry, op: &IoOp) -> Result<(), IoError> {
     let Some((offset, size)) = range(op) else { return Ok(()) };
     let invalid = |cause| Err(IoError::Invalid { offset, size, cause });
-    let block_size = u64::from(geometry.block_size);
+    let alignment = match op {
+        IoOp::Read { .. } => u64::from(geometry.read_alignment),
+        _ => u64::from(geometry.block_size),
+    };
     if size == 0 {
         return invalid("the length is zero");
     }
-    if !offset.is_multiple_of(block_size) {
+    if !offset.is_multiple_of(alignment) {
         return invalid("the offset is not a multiple of the block size");
     }
-    if !size.is_multiple_of(block_size) {
+    if !size.is_multiple_of(alignment) {
         return invalid("the length is not a multiple of the block size");
     }
     if offset.checked_add(size).is_none_or(|end| end > geometry.size()) {

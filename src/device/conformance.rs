@@ -84,19 +84,38 @@ fn reads_back_what_was_written(device: &mut impl Device) {
     assert_eq!(read(device, end, 4096), [99; 4096]);
 }
 
+fn reads_parts_of_blocks(device: &mut impl Device) {
+    let mut block = device.allocate(8192).unwrap();
+    for (at, sector) in block.chunks_mut(512).enumerate() {
+        sector.fill(at as u8 + 1);
+    }
+    let content = block.to_vec();
+    run(device, IoOp::Write { offset: 12_288, buf: block, fua: false }).unwrap();
+    let step = device.geometry().read_alignment as usize;
+    assert!(step.is_power_of_two() && (512..=device.geometry().block_size as usize).contains(&step));
+    for from in (0..8192).step_by(step) {
+        for end in (from + step..=8192).step_by(step) {
+            let found = read(device, 12_288 + from as u64, end - from);
+            assert_eq!(found, content[from..end], "{from}..{end}");
+        }
+    }
+}
+
 fn refuses_what_is_invalid(device: &mut impl Device) {
     let size = device.geometry().size();
     let too_long = device.geometry().transfer_size_max as usize + 4096;
-    for (offset, len) in [
-        (size, 4096),
-        (size - 4096, 8192),
-        (512, 4096),
-        (0, 512),
-        (u64::MAX - 4095, 4096),
-        (0, 0),
-        (0, too_long),
-    ] {
-        for is_write in [false, true] {
+    for is_write in [false, true] {
+        // Half of what reads are aligned to at least.
+        let part = if is_write { 512 } else { 256 };
+        for (offset, len) in [
+            (size, 4096),
+            (size - 4096, 8192),
+            (part, 4096),
+            (0, part as usize),
+            (u64::MAX - 4095, 4096),
+            (0, 0),
+            (0, too_long),
+        ] {
             let buf = DmaBuf::from_heap(len);
             let op = match is_write {
                 true => IoOp::Write { offset, buf, fua: false },
@@ -267,6 +286,7 @@ pub(super) fn reports_a_short_file(device: &mut impl Device) {
 
 pub(super) fn conforms<D: Device>(mut open: impl FnMut() -> D) {
     reads_back_what_was_written(&mut open());
+    reads_parts_of_blocks(&mut open());
     refuses_what_is_invalid(&mut open());
     is_full_at_its_depth(&mut open());
     deallocates(&mut open());

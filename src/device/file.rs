@@ -339,6 +339,12 @@ fn try_direct(file: &File, block_size: u32) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Whether a single sector can be read: some file systems only take larger blocks, whatever the disk says.
+fn reads_sectors(file: &File, sector_size: u32) -> bool {
+    let mut sector = DmaBuf::from_heap(sector_size as usize);
+    rustix::io::pread(file, &mut sector[..], u64::from(sector_size)) == Ok(sector_size as usize)
+}
+
 fn describe(
     mut file: File,
     name: String,
@@ -391,6 +397,7 @@ fn describe(
     let geometry = Geometry {
         engine: "file",
         block_size,
+        read_alignment: if reads_sectors(&file, logical_size) { logical_size } else { block_size },
         block_count: size / u64::from(block_size),
         transfer_size_max: TRANSFER_SIZE_MAX,
         optimal_boundary_size: 0,

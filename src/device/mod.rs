@@ -82,8 +82,11 @@ impl Blocks {
 pub struct Geometry {
     /// Name of the I/O engine: `sim`, `uring`, `sync`..., with its options.
     pub engine: &'static str,
-    /// Bytes of one block, a power of two from 512 to 65536. Offsets and lengths of I/O are multiples of it.
+    /// Bytes of one block, a power of two from 512 to 65536. Offsets and lengths of I/O are multiples of it, but for reads.
     pub block_size: u32,
+    /// What offsets and lengths of reads are multiples of: a power of two up to `block_size`. A device that can be asked for a
+    /// sector reads a short record without the rest of its blocks.
+    pub read_alignment: u32,
     /// Blocks on the device.
     pub block_count: u64,
     /// The most bytes that one read or write may carry.

@@ -1,4 +1,4 @@
-//! Reading a record back: the blocks around it, in pieces that the device takes, then the checks.
+//! Reading a record back: the sectors around it, in pieces that the device takes, then the checks.
 //!
 //! A record is never believed before its checksums, its place and its key are what the index says. A read fails
 //! is repeated a few times (a medium may give on the second try what it refused on the first); after that the operation gets an
@@ -84,10 +84,10 @@ pub(super) struct ReadJob {
     wanted: Wanted,
     /// Where it is.
     entry: Entry,
-    /// Device offset and size of the blocks that are read.
+    /// Device offset and size of what is read.
     offset: u64,
     size: usize,
-    /// Size of the blocks around all of the record.
+    /// Size of what is around all of the record.
     whole_size: usize,
     /// Bytes in them before the record.
     skip: usize,
@@ -114,8 +114,10 @@ impl<D: Device> Engine<D> {
         let there = self.shards[at].readable_end(entry.extent).saturating_sub(entry.offset);
         let record_size = entry.size().min(there);
         let first_size = if let Wanted::KeyOf(_) = wanted { record_size.min(HEAD_SIZE) } else { record_size };
-        let (offset, size, skip) = self.superblock.blocks_of(entry.extent, entry.offset, first_size);
-        let (_, whole_size, _) = self.superblock.blocks_of(entry.extent, entry.offset, record_size);
+        let alignment = self.queue.device().geometry().read_alignment;
+        let around = |size| self.superblock.around(entry.extent, entry.offset, size, alignment);
+        let (offset, size, skip) = around(first_size);
+        let (_, whole_size, _) = around(record_size);
         let job = ReadJob {
             shard: at,
             wanted,

@@ -246,9 +246,14 @@ impl Superblock {
     /// The blocks around a record: their offset on the device, their bytes, and how many of those come before the record. As far
     /// as the extent goes, where the size is rounded up.
     pub fn blocks_of(&self, extent: u32, offset: u32, size: u32) -> (u64, usize, usize) {
-        let block = u64::from(self.block_size);
-        let from = u64::from(offset) / block * block;
-        let end = (u64::from(offset) + u64::from(size)).next_multiple_of(block);
+        self.around(extent, offset, size, self.block_size)
+    }
+
+    /// The same where less than a block can be read: offset and bytes are multiples of `alignment`.
+    pub fn around(&self, extent: u32, offset: u32, size: u32, alignment: u32) -> (u64, usize, usize) {
+        let alignment = u64::from(alignment);
+        let from = u64::from(offset) / alignment * alignment;
+        let end = (u64::from(offset) + u64::from(size)).next_multiple_of(alignment);
         let end = end.min(self.layout.extent_size.max(from));
         (self.layout.extent_offset(extent) + from, (end - from) as usize, offset as usize - from as usize)
     }

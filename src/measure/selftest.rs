@@ -106,18 +106,35 @@ pub fn alignment_is_as_claimed<D: Device>(device: &mut D) -> Verdict {
         let mut buf = done.buf.ok_or("a write kept its buffer")?;
         buf.fill(0);
         let done = run_one(device, IoOp::Read { offset, buf }).map_err(|error| say("reading", error))?;
-        if !done.buf.is_some_and(|buf| is_stamped(&buf, first, 103, block_size)) {
-            return Err(format!("{length} blocks at block {first} do not read back"));
+        let whole = done.buf.filter(|buf| is_stamped(buf, first, 103, block_size));
+        let whole = whole.ok_or_else(|| format!("{length} blocks at block {first} do not read back"))?;
+        // The last part, for which the most of a block has to be left out.
+        let part_size = geometry.read_alignment as usize;
+        let from = whole.len() - part_size;
+        let buf = device.allocate(part_size).ok_or("no memory for a buffer")?;
+        let part = run_one(device, IoOp::Read { offset: offset + from as u64, buf })
+            .map_err(|error| say("reading a part of", error))?;
+        if part.buf.is_none_or(|part| part[..] != whole[from..]) {
+            return Err(format!(
+                "the last {part_size} bytes of block {first} do not read back by themselves"
+            ));
         }
     }
-    let buf = device.allocate(block_size as usize).ok_or("no memory for a buffer")?;
-    let misaligned = Io { token: Token(0), op: IoOp::Read { offset: block_size / 2, buf } };
-    match device.submit(misaligned) {
-        Err(rejected) if matches!(rejected.why, Refusal::Failed(IoError::Invalid { .. })) => {}
-        _ => return Err("an offset that is no multiple of the block size was not refused".to_owned()),
+    let block = block_size as usize;
+    let part = geometry.read_alignment as usize;
+    let buffers = (device.allocate(part), device.allocate(block));
+    let (Some(to_read), Some(to_write)) = buffers else { return Err("no memory for a buffer".to_owned()) };
+    let read = IoOp::Read { offset: part as u64 / 2, buf: to_read };
+    let write = IoOp::Write { offset: block_size / 2, buf: to_write, fua: false };
+    for (name, op) in [("a read", read), ("a write", write)] {
+        match device.submit(Io { token: Token(0), op }) {
+            Err(rejected) if matches!(rejected.why, Refusal::Failed(IoError::Invalid { .. })) => {}
+            _ => return Err(format!("{name} at an offset between two blocks was not refused")),
+        }
     }
     Ok(format!(
-        "1 to {largest} blocks of {block_size} bytes at any block, to the last one; buffers aligned to {} bytes",
+        "1 to {largest} blocks of {block_size} bytes at any block, to the last one; reads of {part} bytes; buffers aligned to {} \
+         bytes",
         geometry.memory_alignment
     ))
 }
@@ -174,9 +191,10 @@ fn shuffle<T>(items: &mut [T], random: &mut Random) {
 /// Fills blocks from `first` on so that each 16 bytes say whose they are.
 fn stamp(buf: &mut [u8], first: u64, round: u64, block_size: u64) {
     for (index, block) in buf.chunks_mut(block_size as usize).enumerate() {
-        for part in block.chunks_mut(16) {
-            part[..8].copy_from_slice(&(first + index as u64).to_le_bytes());
-            part[8..].copy_from_slice(&round.to_le_bytes());
+        for (part, bytes) in block.chunks_mut(16).enumerate() {
+            bytes[..8].copy_from_slice(&(first + index as u64).to_le_bytes());
+            // Parts of a block differ, and so does what is read from the wrong one.
+            bytes[8..].copy_from_slice(&(round << 32 | part as u64).to_le_bytes());
         }
     }
 }

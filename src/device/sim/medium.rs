@@ -316,7 +316,7 @@ impl Medium {
     ) -> Result<(), IoError> {
         let size = buf.len() as u64;
         let block_size = u64::from(self.config.block_size);
-        let blocks = offset / block_size..(offset + size) / block_size;
+        let blocks = offset / block_size..(offset + size).div_ceil(block_size);
         match fault {
             Some(FaultKind::Aborted(_)) => return Err(IoError::Aborted),
             Some(FaultKind::Error(_)) => return Err(IoError::UnrecoveredRead { offset, size }),

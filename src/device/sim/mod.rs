@@ -93,6 +93,7 @@ impl SimConfig {
         Geometry {
             engine: "sim",
             block_size: self.block_size,
+            read_alignment: 512,
             block_count: self.block_count,
             transfer_size_max: self.transfer_size_max,
             optimal_boundary_size: 0,

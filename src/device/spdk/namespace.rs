@@ -47,6 +47,7 @@ pub(super) fn geometry(
     Geometry {
         engine: "spdk",
         block_size,
+        read_alignment: info.block_size,
         block_count: info.block_count * u64::from(info.block_size) / u64::from(block_size),
         transfer_size_max: info.transfer_size_max.min(TRANSFER_SIZE_MAX) / block_size * block_size,
         optimal_boundary_size: u32::try_from(boundary)
@@ -123,6 +124,7 @@ mod tests {
     fn small_blocks_become_blocks_of_the_log() {
         let found = geometry(&controller(), &namespace(), 256);
         assert_eq!((found.block_size, found.block_count, found.partition_block_size), (4096, 1 << 18, 512));
+        assert_eq!(found.read_alignment, 512);
         assert_eq!((found.transfer_size_max, found.depth), (128 << 10, 255));
         assert!(!found.volatile_cache && !found.fua && found.deallocate == Deallocate::Advisory);
         let large = basalt_namespace_info { block_size: 16_384, transfer_size_max: 5 << 20, ..namespace() };
