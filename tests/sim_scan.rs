@@ -83,7 +83,7 @@ fn a_scan_reads_keys_and_leaves_values_alone() {
     let before = bytes_read(&node);
     assert_eq!(keys(&mut node, &disk), all);
     let read = bytes_read(&node) - before;
-    assert!(read >= 200 * SECTOR && read <= 400 * SECTOR, "{read} bytes for 200 keys");
+    assert!((200 * SECTOR..=400 * SECTOR).contains(&read), "{read} bytes for 200 keys");
 }
 
 #[test]

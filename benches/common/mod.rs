@@ -47,7 +47,7 @@ pub fn fresh_engine<N: Namespace + 'static>(namespace: N, options: &Options, clo
     };
     format(&mut queue, &format_options, clock).expect("the device can be formatted");
     drop(queue);
-    let opened = basalt::node::open(namespace, 1, &mut |_| {}).expect("what was formatted opens");
+    let opened = basalt::node::open(namespace, 1, u64::MAX, &mut |_| {}).expect("what was formatted opens");
     let queue = opened.namespace.open_queue().expect("a queue");
     let (superblock, allocator) = (Arc::clone(&opened.superblock), Arc::clone(&opened.allocator));
     let mut engine =

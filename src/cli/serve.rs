@@ -213,7 +213,9 @@ fn serve_on<N: Namespace>(
         check_index(&namespace, wanted)?;
     }
     let mut progress = Progress::new("recovering");
-    let opened = node::open(namespace, reactors.len(), &mut |at| progress.show(at.done, at.total))?;
+    let opened = node::open(namespace, reactors.len(), memory_size_max, &mut |at| {
+        progress.show(at.done, at.total);
+    })?;
     progress.end();
     for text in &opened.notes {
         note(text);

@@ -60,7 +60,8 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 /// Threads for each processor while shards are read: one decodes while another waits for the device.
 const THREADS_PER_PROCESSOR: usize = 2;
 
-/// Bytes of extents that all of them may hold together, unless the reactors' number of threads holds more.
+/// Bytes of extents that all of them may hold together, at most: half of the node's memory where that is less, as the indexes that
+/// they make have the other half. As many threads as there are reactors are there in any case.
 const READ_SIZE_MAX: u64 = 1 << 30;
 
 /// Extents that one of them may hold: the one that it reads, one that it has looked into before, one of survivors, and what is read
@@ -77,21 +78,33 @@ impl Drop for Counted<'_> {
 }
 
 /// Threads that read shards: so many, and more where they can wait for the device without being busy.
-fn scan_thread_count<D: Device>(thread_count: usize, device: &D, superblock: &Superblock) -> usize {
+fn scan_thread_count<D: Device>(
+    thread_count: usize,
+    memory_size_max: u64,
+    device: &D,
+    superblock: &Superblock,
+) -> usize {
     let mut wanted = thread_count;
     if device.wake_fd().is_some() {
         let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
-        let room = READ_SIZE_MAX / (EXTENTS_PER_THREAD * superblock.layout.extent_size);
-        wanted = (processors * THREADS_PER_PROCESSOR).min(room as usize).max(thread_count);
+        let most = scan_threads_in(memory_size_max, superblock.layout.extent_size);
+        wanted = (processors * THREADS_PER_PROCESSOR).min(most).max(thread_count);
     }
     wanted.min(usize::from(superblock.shard_count)).max(1)
 }
 
-/// Recovers a device with `thread_count` threads, or more where that is of use: nothing is served yet. `progress` is called from
-/// this thread now and then.
+/// Threads whose extents fit into the memory.
+fn scan_threads_in(memory_size_max: u64, extent_size: u64) -> usize {
+    let room = READ_SIZE_MAX.min(memory_size_max / 2);
+    usize::try_from(room / (EXTENTS_PER_THREAD * extent_size)).unwrap_or(usize::MAX)
+}
+
+/// Recovers a device with `thread_count` threads, or more where that is of use and `memory_size_max` bytes allow it: nothing is
+/// served yet. `progress` is called from this thread now and then.
 pub fn open<N: Namespace>(
     namespace: N,
     thread_count: usize,
+    memory_size_max: u64,
     progress: &mut dyn FnMut(RecoveryProgress),
 ) -> Result<Opened<N>, NodeError> {
     let started = Instant::now();
@@ -121,7 +134,7 @@ pub fn open<N: Namespace>(
     let chains = std::mem::take(&mut checkpoints.chains);
     let checkpoint_bytes = checkpoints.bytes_read;
     let checkpoints = Mutex::new(checkpoints);
-    let thread_count = scan_thread_count(thread_count, &queue, &superblock);
+    let thread_count = scan_thread_count(thread_count, memory_size_max, &queue, &superblock);
     drop(queue);
 
     let total = survey.extent_count() as u64 * superblock.layout.extent_size;
@@ -277,7 +290,7 @@ mod tests {
         }
     }
 
-    fn opened(engine: KernelEngine, queue_count: usize) -> Result<Opened<Scarce>, NodeError> {
+    fn opened(engine: KernelEngine, queue_count: usize, memory: u64) -> Result<Opened<Scarce>, NodeError> {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("image");
         let inner = KernelNamespace::open(engine, &path, Some(64 << 20)).unwrap();
@@ -290,28 +303,39 @@ mod tests {
         };
         let clock = Clock { unix_ms: 1, monotonic_us: 1 };
         format(&mut inner.open_queue().unwrap(), &options, clock).unwrap();
-        open(Scarce { inner, left: AtomicUsize::new(queue_count) }, 1, &mut |_| {})
+        open(Scarce { inner, left: AtomicUsize::new(queue_count) }, 1, memory, &mut |_| {})
     }
 
     #[test]
     fn one_queue_is_enough_for_the_shards_however_many_are_wanted() {
         for engine in [KernelEngine::Pool, KernelEngine::Sync] {
             // One for the survey, and one for all shards.
-            assert_eq!(opened(engine, 2).unwrap().states.len(), 16);
-            assert!(matches!(opened(engine, 1).map(|_| ()), Err(NodeError::Device(_))));
+            assert_eq!(opened(engine, 2, 1 << 30).unwrap().states.len(), 16);
+            assert!(matches!(opened(engine, 1, 1 << 30).map(|_| ()), Err(NodeError::Device(_))));
         }
     }
 
     #[test]
+    fn memory_bounds_the_threads() {
+        assert_eq!(
+            [1 << 40, 1 << 30, 512 << 20, 1 << 20].map(|memory| scan_threads_in(memory, 64 << 20)),
+            [4, 2, 1, 0]
+        );
+    }
+
+    #[test]
     fn threads_are_more_than_asked_for_only_where_they_can_wait() {
-        let threads = |engine| {
-            let opened = opened(engine, 99).unwrap();
+        let threads = |engine, memory| {
+            let opened = opened(engine, 99, memory).unwrap();
             let used = 99 - opened.namespace.left.load(Ordering::Relaxed) - 1;
             let most = std::thread::available_parallelism().map_or(1, NonZero::get) * THREADS_PER_PROCESSOR;
             (used, most.min(16))
         };
-        assert_eq!(threads(KernelEngine::Sync).0, 1);
-        let (used, most) = threads(KernelEngine::Pool);
+        assert_eq!(threads(KernelEngine::Sync, 1 << 30).0, 1);
+        let (used, most) = threads(KernelEngine::Pool, 1 << 30);
         assert_eq!(used, most);
+        // Extents of 1 MiB: the memory has room for those of one thread, or of none.
+        assert_eq!(threads(KernelEngine::Pool, 8 << 20).0, 1);
+        assert_eq!(threads(KernelEngine::Pool, 1).0, 1);
     }
 }

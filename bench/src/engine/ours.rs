@@ -80,7 +80,7 @@ impl Ours {
             };
             format(&mut queue, &options, clock(started))?;
         }
-        let opened = basalt::node::open(namespace, 2, &mut |_| {})?;
+        let opened = basalt::node::open(namespace, 2, u64::MAX, &mut |_| {})?;
         let queue = opened.namespace.open_queue()?;
         let extent_size = opened.superblock.layout.extent_size;
         let recovery_bytes = opened.checkpoint_bytes + opened.log_bytes;
