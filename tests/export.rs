@@ -210,3 +210,33 @@ fn half_of_a_device_and_a_last_superblock_are_enough_for_what_is_there() {
     assert!(ended.stderr.contains("no two of its 4 copies agree"), "{}", ended.stderr);
     assert_eq!(parse(&std::fs::read(&to).unwrap()).len(), values.len());
 }
+
+#[test]
+fn the_start_of_another_device_over_this_one_is_refused_and_what_is_left_is_saved() {
+    let Image { directory, path, values } = image();
+    // Of the same size, and of a smaller one whose far copies would stand elsewhere; both newer than this one.
+    for size in ["64MiB", "32MiB"] {
+        let other = directory.path().join(format!("other-{size}.img"));
+        for _ in 0..4 {
+            Options::new(&other).size(size).start().stop();
+        }
+        let (mixed, to) = (directory.path().join("mixed.img"), directory.path().join("mixed.resp"));
+        std::fs::copy(&path, &mixed).unwrap();
+        let start = &std::fs::read(&other).unwrap()[..2 << 20];
+        let file = std::fs::OpenOptions::new().write(true).open(&mixed).unwrap();
+        file.write_all_at(start, 0).unwrap();
+        let before = std::fs::read(&mixed).unwrap();
+        let words = "superblocks are of several devices";
+        let device = path_text(&mixed);
+        for command in
+            [vec!["serve", "--listen", "127.0.0.1:0", "--device", device], vec!["check", "--device", device]]
+        {
+            let ended = basalt(&command);
+            assert!(ended.code != Some(0) && ended.stderr.contains(words), "{}", ended.text());
+        }
+        let ended = salvage(&mixed, &to, &["--json", "--force"]);
+        assert!(ended.text().contains(words), "{}", ended.text());
+        assert_eq!(json(&ended)["keys_saved"], values.len() as u64, "{}", ended.text());
+        assert!(std::fs::read(&mixed).unwrap() == before, "something was written to the image");
+    }
+}

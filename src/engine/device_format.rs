@@ -1,6 +1,7 @@
 //! Superblocks on a device: formatting, opening, updating.
 
 use super::op::Clock;
+use super::recovery;
 use crate::device::rescue::RescueDevice;
 use crate::device::{Device, IoError, blocking};
 use crate::format::gpt;
@@ -203,6 +204,21 @@ pub fn read_superblock_for_rescue<D: Device>(
             notes.push(format!("{error}; one that is intact is believed"));
             superblock
         }
+        Err(error @ NoQuorum::Mixed { .. }) => {
+            let mut best: Option<(usize, Superblock)> = None;
+            for one in superblock::of_each_device(&copies) {
+                check_block_size(&one, device)?;
+                device.extend_to(one.layout.device_size);
+                let count = recovery::survey(device, &one)?.extent_count();
+                if best.as_ref().is_none_or(|(most, _)| count > *most) {
+                    best = Some((count, one));
+                }
+            }
+            let (_, superblock) = best.ok_or_else(|| error.clone())?;
+            let uuid = uuid::Uuid::from_bytes(superblock.uuid);
+            notes.push(format!("{error}; {uuid} has the most extents here and is believed"));
+            superblock
+        }
         Err(error) => return Err(error.into()),
     };
     check_block_size(&superblock, device)?;
@@ -246,8 +262,18 @@ pub(super) fn read_copies<D: Device>(
     // A device that grew keeps its far copies where its old end was.
     let formatted = copies[..2].iter().find_map(|bytes| Superblock::decode(bytes).ok());
     let size = formatted.map_or(geometry.size(), |(_, superblock)| superblock.layout.device_size);
-    copies[2] = read(device, size, 2)?;
-    copies[3] = read(device, size, 3)?;
+    // Where the first two are of another device, this one's own are still at its end.
+    let ends = [Some(size), Some(geometry.size()).filter(|end| *end != size)];
+    for copy in [2, 3] {
+        for end in ends.into_iter().flatten() {
+            if Superblock::decode(&copies[copy]).is_err() {
+                let found = read(device, end, copy)?;
+                if copies[copy].is_empty() || Superblock::decode(&found).is_ok() {
+                    copies[copy] = found;
+                }
+            }
+        }
+    }
     Ok((copies, size))
 }
 

@@ -300,25 +300,63 @@ pub enum NoQuorum {
         /// What is wrong with each.
         detail: String,
     },
+    /// They are of more than one device, and neither is clearly the one that this is.
+    #[error(
+        "its superblocks are of several devices ({detail}): one was copied over a part of another; `basalt salvage` reads what is left of the \
+         one with more of its data here"
+    )]
+    Mixed {
+        /// Whose each copy is.
+        detail: String,
+    },
     /// It needs another version of basalt.
     #[error(transparent)]
     Foreign(FormatError),
 }
 
-/// Chooses from the copies as read: the newest generation with two good copies.
+/// What each place has: a good copy, or why it is none.
+fn decode_each(copies: &[Vec<u8>; SUPERBLOCK_COPIES]) -> Vec<Result<Superblock, FormatError>> {
+    let decode = |(at, bytes): (usize, &Vec<u8>)| match Superblock::decode(bytes) {
+        // A good copy at another copy's place is a misdirected write.
+        Ok((copy, _)) if copy != at => {
+            Err(FormatError::Field { what: WHAT, field: "copy index", got: copy as u64 })
+        }
+        Ok((_, superblock)) => Ok(superblock),
+        Err(error) => Err(error),
+    };
+    copies.iter().enumerate().map(decode).collect()
+}
+
+/// The newest copy of each device that one is of.
+pub fn of_each_device(copies: &[Vec<u8>; SUPERBLOCK_COPIES]) -> Vec<Superblock> {
+    let mut found: Vec<Superblock> = Vec::new();
+    for one in decode_each(copies).into_iter().flatten() {
+        match found.iter_mut().find(|other| other.uuid == one.uuid) {
+            Some(other) if other.generation < one.generation => *other = one,
+            Some(_) => {}
+            None => found.push(one),
+        }
+    }
+    found
+}
+
+fn shown(uuid: &[u8; 16]) -> uuid::Uuid {
+    uuid::Uuid::from_bytes(*uuid)
+}
+
+/// Chooses from the copies as read: the newest generation with two good copies. Copies of another device are told from older ones
+/// by its UUID: formatting leaves none, so more than a single one means that this may be that other device.
 pub fn choose(copies: &[Vec<u8>; SUPERBLOCK_COPIES]) -> Result<Quorum, NoQuorum> {
-    let decoded: Vec<Result<Superblock, FormatError>> = copies
-        .iter()
-        .enumerate()
-        .map(|(at, bytes)| match Superblock::decode(bytes) {
-            // A good copy at another copy's place is a misdirected write.
-            Ok((copy, _)) if copy != at => {
-                Err(FormatError::Field { what: WHAT, field: "copy index", got: copy as u64 })
-            }
-            Ok((_, superblock)) => Ok(superblock),
-            Err(error) => Err(error),
-        })
-        .collect();
+    let decoded = decode_each(copies);
+    let good = || decoded.iter().flatten();
+    let most = good().map(|one| good().filter(|other| other.uuid == one.uuid).count()).max();
+    if most < Some(SUPERBLOCK_COPIES - 1) && good().any(|one| good().any(|other| other.uuid != one.uuid)) {
+        let detail = decoded.iter().enumerate().filter_map(|(at, one)| {
+            let one = one.as_ref().ok()?;
+            Some(format!("copy {at}: {}, generation {}", shown(&one.uuid), one.generation))
+        });
+        return Err(NoQuorum::Mixed { detail: detail.collect::<Vec<_>>().join("; ") });
+    }
     let best = decoded
         .iter()
         .flatten()
@@ -327,6 +365,9 @@ pub fn choose(copies: &[Vec<u8>; SUPERBLOCK_COPIES]) -> Result<Quorum, NoQuorum>
     if let Some(best) = best {
         let bad = decoded.iter().enumerate().filter_map(|(at, one)| match one {
             Ok(one) if one == best => None,
+            Ok(one) if one.uuid != best.uuid => {
+                Some((at, format!("it is of another device, {}", shown(&one.uuid))))
+            }
             Ok(one) => Some((at, format!("generation {} instead of {}", one.generation, best.generation))),
             Err(error) => Some((at, error.to_string())),
         });
@@ -365,7 +406,7 @@ pub fn choose_any(copies: &[Vec<u8>; SUPERBLOCK_COPIES]) -> Option<Superblock> {
 
 #[cfg(test)]
 impl Superblock {
-    /// Of a device of 1 GiB with so many shards, in its second start.
+    /// Of a device of 1 GiB with so many shards and blocks of 4096 bytes, in its second start.
     pub fn for_tests(shard_count: u16) -> Superblock {
         Superblock {
             uuid: [7; 16],
@@ -521,5 +562,27 @@ mod tests {
         let long = Superblock { label: "ü".repeat(40), ..sample() };
         let (_, back) = Superblock::decode(&long.encode(0)).unwrap();
         assert_eq!(back.label, "ü".repeat(16));
+    }
+
+    #[test]
+    fn copies_of_several_devices_are_told_apart() {
+        let ours = sample();
+        let other = Superblock { uuid: [8; 16], generation: ours.generation + 9, ..sample() };
+        let mixed = |others: &[usize]| -> [Vec<u8>; 4] {
+            std::array::from_fn(
+                |copy| if others.contains(&copy) { other.encode(copy) } else { ours.encode(copy) },
+            )
+        };
+        // A single one is a stray.
+        let found = choose(&mixed(&[3])).unwrap();
+        assert!(found.superblock == ours && found.bad[0].1.contains("another device"), "{:?}", found.bad);
+        for others in [[0, 1], [1, 2], [2, 3]] {
+            let Err(NoQuorum::Mixed { detail }) = choose(&mixed(&others)) else { panic!("{others:?}") };
+            assert!(detail.contains("07070707") && detail.contains("08080808"), "{detail}");
+        }
+        let mut damaged = mixed(&[0, 1]);
+        damaged[2][100] ^= 1;
+        assert!(matches!(choose(&damaged), Err(NoQuorum::Mixed { .. })));
+        assert_eq!(of_each_device(&damaged), [other, ours]);
     }
 }
