@@ -153,6 +153,8 @@ impl Profile {
 
     /// Writes it, in place of an earlier one, which is there until the new one is whole.
     pub(super) fn write(&self, path: &Path) -> Result<(), String> {
+        // Behind a link it is the file that is replaced, not the link.
+        let path = &std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         let unfinished = unfinished(path);
         let text = toml::to_string(self).map_err(|error| error.to_string());
         let written = text.and_then(|text| {

@@ -339,10 +339,15 @@ fn try_direct(file: &File, block_size: u32) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Whether a single sector can be read: some file systems only take larger blocks, whatever the disk says.
-fn reads_sectors(file: &File, sector_size: u32) -> bool {
-    let mut sector = DmaBuf::from_heap(sector_size as usize);
-    rustix::io::pread(file, &mut sector[..], u64::from(sector_size)) == Ok(sector_size as usize)
+/// What reads are aligned to: what the kernel says that O_DIRECT asks of offsets, or it would go through the page cache on some
+/// file systems; where it says nothing, a sector if one can be read. A block where it can't.
+fn read_alignment(file: &File, is_direct: bool, sector_size: u32) -> u32 {
+    let asked = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN);
+    let asked = asked.ok().filter(|_| is_direct).map_or(0, |found| found.stx_dio_offset_align);
+    let alignment = sector_size.max(asked.next_power_of_two());
+    let mut part = DmaBuf::from_heap(alignment as usize);
+    let read = rustix::io::pread(file, &mut part[..], u64::from(alignment));
+    if read == Ok(alignment as usize) { alignment } else { BLOCK_SIZE.max(sector_size) }
 }
 
 fn describe(
@@ -397,7 +402,7 @@ fn describe(
     let geometry = Geometry {
         engine: "file",
         block_size,
-        read_alignment: if reads_sectors(&file, logical_size) { logical_size } else { block_size },
+        read_alignment: read_alignment(&file, is_direct, logical_size).min(block_size),
         block_count: size / u64::from(block_size),
         transfer_size_max: TRANSFER_SIZE_MAX,
         optimal_boundary_size: 0,

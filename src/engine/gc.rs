@@ -28,7 +28,7 @@ use super::log::OpenExtent;
 use super::op::{Answer, Clock, Key, OpError};
 use super::shard::Shard;
 use crate::device::{Device, DmaBuf, IoError};
-use crate::limits::CHUNK_SIZE_MAX;
+use crate::limits::{CHUNK_SIZE_MAX, KEPT_FOR_RETIREMENT_MAX};
 use crate::planted::{Bug, is_planted};
 use crate::probe::{self, Probe};
 use policy::{Candidate, pick};
@@ -43,8 +43,8 @@ const FREE_TARGET_DIVISOR_SMALL: u32 = 20;
 /// extent so that they can be dropped.
 const BURDEN_DIVISOR: u64 = 32;
 
-/// Beside the longest value, what a record and its frame take.
-const END_SLACK: u64 = 16 << 10;
+/// Beside the longest value, what a record and its frame take, and what is kept at the end.
+const END_SLACK: u64 = (16 << 10) + KEPT_FOR_RETIREMENT_MAX;
 
 /// What the headers and the padding of units and frames take when an extent is moved.
 const MOVE_SLACK: u64 = 32 << 10;
@@ -408,7 +408,8 @@ impl<D: Device> Engine<D> {
         let rest = |open: &OpenExtent| extent_size.saturating_sub(open.position);
         let shard = &self.shards[at];
         let of_survivors = shard.survivors.open_extent().filter(|_| self.collector.apart).map_or(0, rest);
-        of_survivors.max(shard.log.open_extent().map_or(0, rest))
+        let of_log = shard.log.open_extent().map_or(0, rest).saturating_sub(shard.log.kept_size());
+        of_survivors.max(of_log)
     }
 
     fn begin(&mut self, candidates: &[Candidate], clock: Clock) -> bool {

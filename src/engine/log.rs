@@ -33,6 +33,9 @@ pub(super) use relocate::{Move, Relocated};
 /// in between.
 const RETIREMENT_SLACK: u64 = 5 << 10;
 
+/// No more of an extent than this part is kept, where that is more than `KEPT_FOR_RETIREMENT_MAX`.
+const KEPT_DIVISOR: u64 = 128;
+
 /// The extent that is being filled.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct OpenExtent {
@@ -229,12 +232,18 @@ impl ShardLog {
     /// The same for records of this kind. At the end is room that only a record of what is retired takes: a log that is full
     /// while no extent is free could never free one.
     fn room_for(&self, purpose: Purpose) -> u64 {
-        if purpose == Purpose::Retirement {
-            return self.room();
+        match purpose {
+            Purpose::Retirement => self.room(),
+            _ => self.room().saturating_sub(self.kept_size()),
         }
+    }
+
+    /// Bytes of that room.
+    pub(super) fn kept_size(&self) -> u64 {
         let record = retired_record(&[]).size() + self.retired.size();
         let frame = (FRAME_HEADER_SIZE + record) as u64 + RETIREMENT_SLACK;
-        self.room().saturating_sub(frame.next_multiple_of(self.block_size()).min(KEPT_FOR_RETIREMENT_MAX))
+        let most = KEPT_FOR_RETIREMENT_MAX.max(self.extent_size() / KEPT_DIVISOR).max(self.block_size());
+        frame.next_multiple_of(self.block_size()).min(most)
     }
 
     /// Whether a frame waits to be written.
@@ -344,6 +353,14 @@ impl ShardLog {
         Ok(appended)
     }
 
+    /// Logs what is retired once more, with the mark as it is now. That frees nothing, so it leaves alone what is kept for
+    /// records that do.
+    pub(super) fn log_retired(&mut self, allocator: &Allocator) -> Result<Appended, NoRoom> {
+        let value = self.retired.encode();
+        let draft = Draft { record: retired_record(&value), purpose: Purpose::Survivors, lazy: false };
+        self.append(draft, allocator)
+    }
+
     /// Says that a record just appended is one that was moved here.
     pub(super) fn note_moved(&mut self, moved: Moved) {
         self.moved.push(moved);
@@ -415,7 +432,7 @@ impl ShardLog {
             role: ExtentRole::Log,
         };
         let place = self.place(&header);
-        let for_collection = matches!(from, Purpose::Collection | Purpose::Retirement);
+        let for_collection = matches!(from, Purpose::Collection | Purpose::Survivors | Purpose::Retirement);
         Ok(OpenExtent { header, place, position: self.block_size(), for_collection })
     }
 

@@ -246,9 +246,10 @@ impl<D: Device> Engine<D> {
     /// Logs a copy of a commit record, while nothing else goes on. It is due again when there is no room for it.
     fn settle_copy(&mut self, at: usize, batch: op::BatchId, coordinator: ShardId, clock: Clock) {
         let record = operations::commit_record(batch, coordinator, &[0, 0]);
-        let draft = log::Draft { record, purpose: allocator::Purpose::Reserve, lazy: false };
-        for _ in 0..2 {
-            match self.append(at, draft, clock) {
+        // Until all of them are logged nothing can be retired: where there is no other room, they have what is kept for that.
+        let purposes = [allocator::Purpose::Reserve, allocator::Purpose::Retirement];
+        for purpose in purposes.into_iter().flat_map(|purpose| [purpose; 2]) {
+            match self.append(at, log::Draft { record, purpose, lazy: false }, clock) {
                 Ok(_) => return,
                 Err(operations::AppendError::Stall) => {
                     self.committer.force_flush();
@@ -256,7 +257,7 @@ impl<D: Device> Engine<D> {
                         break;
                     }
                 }
-                Err(operations::AppendError::Failed(_)) => break,
+                Err(operations::AppendError::Failed(_)) => {}
             }
         }
         self.shards[at].copies_due.push((batch, coordinator));

@@ -12,6 +12,7 @@ use super::io_queue::{Class, Purpose};
 use super::op::{Clock, Key, OpError, Value};
 use crate::device::{Device, DmaBuf, IoError};
 use crate::format::record::{Record, RecordType};
+use crate::limits::KEY_SIZE_MAX;
 use crate::planted::{Bug, is_planted};
 
 /// Times that a read is tried.
@@ -87,7 +88,7 @@ pub(super) struct ReadJob {
     /// Device offset and size of what is read.
     offset: u64,
     size: usize,
-    /// Size of what is around all of the record.
+    /// Size of what is around all of the record, or all that a key can take.
     whole_size: usize,
     /// Bytes in them before the record.
     skip: usize,
@@ -117,7 +118,9 @@ impl<D: Device> Engine<D> {
         let alignment = self.queue.device().geometry().read_alignment;
         let around = |size| self.superblock.around(entry.extent, entry.offset, size, alignment);
         let (offset, size, skip) = around(first_size);
-        let (_, whole_size, _) = around(record_size);
+        // A key ends there at last; what is behind it is not wanted.
+        let key_end = if let Wanted::KeyOf(_) = wanted { HEAD_SIZE + KEY_SIZE_MAX as u32 } else { u32::MAX };
+        let (_, whole_size, _) = around(record_size.min(key_end));
         let job = ReadJob {
             shard: at,
             wanted,

@@ -498,8 +498,8 @@ impl<D: Device> Engine<D> {
             return false;
         }
         shard.log.set_mark(shard.survivors.mark);
-        if shard.log.retire([], [], &self.allocator).is_err() {
-            // The next extent of the log begins with it.
+        if shard.log.log_retired(&self.allocator).is_err() {
+            // The next extent of the log begins with it, and the next record of what is retired has it.
             return false;
         }
         shard.survivors.mark_due = false;

@@ -2,7 +2,22 @@
 
 use super::*;
 use crate::device::Deallocate;
+use crate::engine::allocator::Allocator;
+use crate::engine::log::{Appended, NoRoom};
 use crate::planted::{Bug, is_planted};
+
+/// Logs that the frames and units of emptied extents are not needed any more: of all of them, or of as many as there is room to
+/// say it of; the others leave the list.
+fn retire(shard: &mut Shard, emptied: &mut Vec<u32>, allocator: &Allocator) -> Result<Appended, NoRoom> {
+    loop {
+        let frames: Vec<_> = emptied.iter().filter_map(|number| shard.extents.frames_of(*number)).collect();
+        let units: Vec<_> = emptied.iter().filter_map(|number| shard.extents.units_of(*number)).collect();
+        match shard.log.retire(frames, units, allocator) {
+            Err(NoRoom::Full) if emptied.len() > 1 => emptied.truncate(emptied.len() / 2),
+            done => return done,
+        }
+    }
+}
 
 impl<D: Device> Engine<D> {
     /// Retires the frames of emptied extents and gives retired extents back, as far as what that rests on is durable.
@@ -26,11 +41,7 @@ impl<D: Device> Engine<D> {
         let mut progress = false;
         // A commit record that a batch still rests on must be somewhere else before its frame may go; it was moved.
         if !emptied.is_empty() {
-            let frames: Vec<(u64, u64)> =
-                emptied.iter().filter_map(|number| shard.extents.frames_of(*number)).collect();
-            let units: Vec<(u64, u64)> =
-                emptied.iter().filter_map(|number| shard.extents.units_of(*number)).collect();
-            match shard.log.retire(frames, units, &self.allocator) {
+            match retire(shard, &mut emptied, &self.allocator) {
                 Ok(appended) => {
                     shard.clean = false;
                     for number in emptied {

@@ -65,8 +65,8 @@ impl ShardLog {
         // The next frame may have opened an extent of its own, which stays behind, unwritten; its number in the chain would
         // be wrong.
         let next = self.open.filter(|open| open.header.extent != failed.extent);
-        let fits =
-            self.block_size() + frame_size + staged.max(FRAME_HEADER_SIZE as u64) <= self.extent_size();
+        let used = self.block_size() + frame_size + staged.max(FRAME_HEADER_SIZE as u64);
+        let fits = used + self.kept_size() <= self.extent_size();
         let mut target = self.take_extent(failed.header.frame, Purpose::Reserve, allocator)?;
         let start = target.position as u32;
         let data = {
