@@ -163,7 +163,8 @@ pub const DROP_WAIT_SECONDS_MAX: u64 = 120;
 /// switches without giving most drives more to do.
 pub const POOL_THREAD_COUNT: usize = 16;
 
-/// Bytes at the end of an extent, at most, that only a record of what is retired takes.
+/// Bytes at the end of an extent, at most, that only a record of what is retired takes; more where a block, or a 128th of the
+/// extent, is more.
 pub const KEPT_FOR_RETIREMENT_MAX: u64 = 12 << 10;
 
 /// Bytes of DMA buffers that one device queue hands out, beyond which taking one fails and the caller waits.

@@ -397,11 +397,7 @@ pub fn choose(copies: &[Vec<u8>; SUPERBLOCK_COPIES]) -> Result<Quorum, NoQuorum>
 /// The newest copy that is intact, although no other agrees with it: for who only reads. What records need to be found never
 /// changes from one generation to the next.
 pub fn choose_any(copies: &[Vec<u8>; SUPERBLOCK_COPIES]) -> Option<Superblock> {
-    let decoded = copies.iter().enumerate().filter_map(|(at, bytes)| match Superblock::decode(bytes) {
-        Ok((copy, superblock)) if copy == at => Some(superblock),
-        _ => None,
-    });
-    decoded.max_by_key(|one| one.generation)
+    decode_each(copies).into_iter().flatten().max_by_key(|one| one.generation)
 }
 
 #[cfg(test)]
