@@ -97,6 +97,9 @@ pub const ARGUMENT_COUNT_MAX: usize = 1 << 20;
 /// Bytes of keys that one KEYS may find.
 pub const KEYS_SIZE_MAX: usize = 64 << 20;
 
+/// Bytes of keys at which one SCAN answers, however many keys it was asked for.
+pub const SCAN_SIZE_MAX: usize = 4 << 20;
+
 /// Keys that one KV.RANGE gives when it does not say.
 pub const RANGE_COUNT_DEFAULT: usize = 1_000;
 

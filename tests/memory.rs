@@ -213,3 +213,75 @@ fn no_client_raises_memory_above_the_ceiling() {
     assert_below_ceiling(&node, "in the end");
     node.stop();
 }
+
+const LISTED_COUNT: usize = 400_000;
+
+/// A node with keys whose names take more memory than one listing may have.
+fn start_with_many_keys(directory: &std::path::Path) -> (Node, Client) {
+    let options = Options::new(directory.join("memory.img")).size("2GiB").durability("never");
+    let node = options.arg("--memory").arg("256MiB").start();
+    let mut client = node.client();
+    let names: Vec<String> = (0..LISTED_COUNT).map(key).collect();
+    for names in names.chunks(1_000) {
+        let mut line: Vec<&[u8]> = vec![b"MSET"];
+        line.extend(names.iter().flat_map(|name| [name.as_bytes(), b"v".as_slice()]));
+        client.send(&encode(&line)).unwrap();
+        assert_eq!(client.read().unwrap(), Reply::ok());
+    }
+    (node, client)
+}
+
+#[test]
+fn more_keys_than_memory_holds_are_listed_in_steps_only() {
+    let directory = temp_dir();
+    let (node, mut client) = start_with_many_keys(directory.path());
+    for _ in 0..2 {
+        match call!(client, "KEYS", "*") {
+            Reply::Error(text) => {
+                assert!(text.starts_with("OOM more than ") && text.ends_with("use SCAN"), "{text}");
+            }
+            _ => panic!("a reply beyond what memory has for it"),
+        }
+        assert_below_ceiling(&node, "after KEYS");
+    }
+    // What the refused ones had found has been given back.
+    let few = call!(client, "KEYS", "key:1234?").array();
+    assert_eq!(few.len(), 10);
+    let (mut cursor, mut found) = ("0".to_owned(), 0);
+    loop {
+        let step = call!(client, "SCAN", cursor, "COUNT", "10000").array();
+        let [next, keys]: [Reply; 2] = step.try_into().expect("a cursor and keys");
+        found += keys.array().len();
+        cursor = String::from_utf8(next.bytes().expect("a cursor")).unwrap();
+        if cursor == "0" {
+            break;
+        }
+    }
+    assert_eq!(found, LISTED_COUNT);
+    assert_eq!(figure(&mut client, "stats", "evicted_clients"), 0, "nobody else has to pay for it");
+    node.stop();
+}
+
+#[test]
+fn a_listing_that_nobody_waits_for_ends() {
+    let directory = temp_dir();
+    let (node, mut client) = start_with_many_keys(directory.path());
+    let mut read = || figure(&mut client, "device", "device_bytes_read");
+    let before = read();
+    assert_eq!(call!(node.client(), "KEYS", "nothing*"), Reply::Array(vec![]));
+    let whole = read() - before;
+    let before = read();
+    let mut lines = encode(&[b"PING"]);
+    lines.extend(encode(&[b"KEYS", b"nothing*"]));
+    // A socket that is closed with something to read in it is reset, so that the node learns of it at once.
+    let stream = push(node.address, &lines, lines.len()).expect("a connection");
+    wait_until("the listing to begin", 20, || read() > before);
+    drop(stream);
+    let mut last = read();
+    wait_until("the listing to end", 60, || {
+        std::thread::sleep(Duration::from_millis(200));
+        std::mem::replace(&mut last, read()) == last
+    });
+    assert!(last - before < whole / 2, "{} of {whole} bytes were read for nobody", last - before);
+    node.stop();
+}

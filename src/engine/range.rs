@@ -123,6 +123,12 @@ impl RangeRead {
         Some(self.error.take().map_or_else(|| Ok(std::mem::take(&mut self.found)), Err))
     }
 
+    /// Nobody wants the outcome any more: nothing more is sent, and what was found goes now.
+    pub fn abandon(&mut self) {
+        self.is_ending = true;
+        (self.found, self.slots, self.lanes) = (Vec::new(), VecDeque::new(), Vec::new());
+    }
+
     fn fail(&mut self, error: OpError) {
         self.error.get_or_insert(error);
         self.is_ending = true;

@@ -56,6 +56,10 @@ pub trait Backend {
     /// Starts a request. For a `Batch` that is not done now, `locked` may be called once its keys are held, before
     /// `complete`.
     fn start(&mut self, connection: ConnectionId, slot: SlotId, request: Request) -> Started;
+    /// Who would have read a connection's replies is gone: what it lists ends, without a reply. Whether there was a listing.
+    fn abandon(&mut self, _connection: ConnectionId) -> bool {
+        false
+    }
     /// The text of INFO; no sections for the default ones.
     fn info(&mut self, sections: &[Bytes]) -> String;
     /// Parameters whose name matches a pattern (see `net::glob`), and their values.

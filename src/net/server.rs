@@ -169,9 +169,11 @@ impl Server {
         let alive = !ready.readable || self.read(index, backend);
         let client = &mut self.clients[index];
         client.blocked &= !ready.writable;
-        // A hang-up beside unread bytes is told again once those are read.
-        if !alive || (ready.hangup && !ready.readable) {
-            return self.close(index, registry);
+        // A hang-up beside unread bytes is told again once those are read; behind a listing they need not be, as who would have
+        // read its reply is gone.
+        let is_in_vain = ready.hangup && backend.abandon(client.connection.id());
+        if !alive || is_in_vain || (ready.hangup && !ready.readable) {
+            return self.close(index, backend, registry);
         }
         self.mark(index);
     }
@@ -218,7 +220,7 @@ impl Server {
             }
         }
         for _ in 0..EVICTION_COUNT_MAX {
-            if !backend.must_evict() || !self.evict(registry) {
+            if !backend.must_evict() || !self.evict(backend, registry) {
                 break;
             }
         }
@@ -235,7 +237,7 @@ impl Server {
             self.statistics.command_count += client.connection.take_command_count();
             if written.is_err() || client.connection.is_finished() || update(index, client, registry).is_err()
             {
-                self.close(index, registry);
+                self.close(index, backend, registry);
                 continue;
             }
             // Writing may have made room for requests that are already in the buffer.
@@ -369,7 +371,7 @@ impl Server {
     }
 
     /// Closes the connection that holds the most memory. False when none holds much.
-    fn evict(&mut self, registry: &mut impl Registry) -> bool {
+    fn evict<B: Backend>(&mut self, backend: &mut B, registry: &mut impl Registry) -> bool {
         let largest = self.clients.iter().max_by_key(|(_, client)| client.size);
         let Some((index, client)) = largest.filter(|(_, client)| client.size >= EVICTED_SIZE_MIN) else {
             return false;
@@ -383,7 +385,7 @@ impl Server {
                 .map_or_else(|_| "a client that is gone".into(), |peer| peer.to_string())
         );
         self.statistics.evicted_count += 1;
-        self.close(index, registry);
+        self.close(index, backend, registry);
         true
     }
 
@@ -450,12 +452,15 @@ impl Server {
         }
     }
 
-    fn close(&mut self, index: usize, registry: &mut impl Registry) {
+    fn close<B: Backend>(&mut self, index: usize, backend: &mut B, registry: &mut impl Registry) {
         let Some(mut client) = self.clients.try_remove(index) else { return };
         self.statistics.command_count += client.connection.take_command_count();
         self.statistics.connections_size -= client.size as u64;
         // Closing the descriptor ends the watch in any case.
         let _ = registry.remove(client.socket.as_fd());
+        if !client.connection.is_idle() {
+            backend.abandon(client.connection.id());
+        }
         if let Some(request) = client.connection.close() {
             self.orphans.push_back((client.connection.id(), request));
         }

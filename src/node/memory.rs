@@ -76,6 +76,11 @@ impl MemoryPlan {
         self.traffic_size_max() / 2
     }
 
+    /// Bytes of keys that the walks of one reactor may have found: a quarter of its traffic, since they are written out beside.
+    pub fn found_size_max(&self) -> u64 {
+        self.traffic_size_max() / self.reactor_count / 4
+    }
+
     /// Bytes that the cache of the whole node may have beside an index of this size.
     pub fn cache_size_max(&self, index: u64) -> u64 {
         (self.size_max / 8 * 5).saturating_sub(index)

@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use slab::Slab;
 
+use self::walks::Walks;
 use super::memory::{MemoryView, Pressure};
 use super::shared::{Control, Shared};
 use super::tasks::{GatherReply, Origin, Step, Task, batch_step};
@@ -61,6 +62,7 @@ pub(super) struct Core<D> {
     tasks: Slab<Task>,
     clock: Clock,
     batch_counter: u64,
+    walks: Walks,
     /// The task of the dump that a client of this reactor reads.
     dump: Option<usize>,
     /// Steps of tasks under way that a full ring or engine refused, per peer, this reactor included. Bounded by the tasks.
@@ -156,6 +158,7 @@ impl<D: Device> NodeReactor<D> {
             mesh,
             tasks: Slab::new(),
             batch_counter: 0,
+            walks: Walks::default(),
             dump: None,
             outbox: std::iter::repeat_with(VecDeque::new).take(peers).collect(),
             inbox: std::iter::repeat_with(VecDeque::new).take(peers).collect(),
@@ -474,6 +477,9 @@ impl<D: Device> Core<D> {
         let id = (sender_tag & 0xffff_ffff) as usize;
         let part = (sender_tag >> 32) as u16;
         let Some(task) = self.tasks.get_mut(id) else { return };
+        if let Task::Walk(_) = task {
+            return self.on_walk_answer(id, answer);
+        }
         let mut sends = Vec::new();
         let shard_count = self.shared.superblock.shard_count;
         let step = task.on_answer(part, answer, self.clock.unix_ms, shard_count, &mut |shard, op| {
@@ -504,6 +510,7 @@ impl<D: Device> Core<D> {
                     self.tasks.try_remove(id);
                 }
                 if let Some((connection, slot)) = origin {
+                    self.walks.ended(connection);
                     self.completions.push((connection, slot, completed));
                 }
                 if !unwatch.is_empty() {
@@ -643,6 +650,10 @@ impl<D: Device> Backend for Core<D> {
                 }
             }
         }
+    }
+
+    fn abandon(&mut self, connection: ConnectionId) -> bool {
+        self.abandon_walk(connection)
     }
 
     fn info(&mut self, sections: &[Bytes]) -> String {

@@ -7,7 +7,7 @@ use crate::engine::batch::{Batch, BatchReply, Progress};
 use crate::engine::clear::ClearAll;
 use crate::engine::op::{Answer, Key, KeyRange, OpError, Order, Reply, ShardId, ShardOp, WatchedKey};
 use crate::engine::range::{Found, RangeRead, Sent};
-use crate::limits::{KEYS_SIZE_MAX, SCAN_STEP_MAX};
+use crate::limits::{KEYS_SIZE_MAX, SCAN_SIZE_MAX, SCAN_STEP_MAX};
 use crate::net::glob;
 use crate::net::resp::Response;
 use crate::net::{Completed, ConnectionId, SlotId};
@@ -65,6 +65,8 @@ pub(super) struct Walk {
     visited: usize,
     found: Vec<Response>,
     found_size: usize,
+    /// Bytes that it may find, as far as memory goes; set before each answer.
+    pub(super) room: usize,
     /// The step that is under way: its cursor within the shard, and keys that it visits.
     step: (u64, usize),
     /// What every matching key begins with, where the index knows keys by name.
@@ -94,6 +96,7 @@ impl Walk {
             visited: 0,
             found: Vec::new(),
             found_size: 0,
+            room: 0,
             step: (cursor & !0xff, count.min(SCAN_STEP_MAX)),
             prefix: prefix.filter(|prefix| !prefix.is_empty()).map(Key::from),
             rest: None,
@@ -112,10 +115,26 @@ impl Walk {
             visited: 0,
             found: Vec::new(),
             found_size: 0,
+            room: 0,
             step: (0, SCAN_STEP_MAX),
             rest: prefix.clone().map(KeyRange::of_prefix),
             prefix,
         }
+    }
+
+    /// Bytes of memory that what it has found takes.
+    pub(super) fn found_size(&self) -> usize {
+        self.found_size
+    }
+
+    /// Who asked is gone: it ends with the answer that is on its way, and what it has found goes now.
+    pub(super) fn abandon(&mut self) {
+        self.origin = None;
+        self.forget();
+    }
+
+    fn forget(&mut self) {
+        (self.found, self.found_size) = (Vec::new(), 0);
     }
 
     /// The step that is to be made.
@@ -128,8 +147,30 @@ impl Walk {
         (ShardId(self.shard), op)
     }
 
+    /// Takes an answer.
+    pub(super) fn on_answer(&mut self, answer: Answer, shard_count: u16) -> Step {
+        if self.origin.is_none() {
+            return Step::Ended;
+        }
+        let next = match answer {
+            Answer::Scanned { cursor, keys, unreadable } => {
+                self.on_scanned(cursor, keys, unreadable, shard_count)
+            }
+            Answer::Listed { keys, next } => self.on_listed(keys, next, shard_count),
+            Answer::Failed(error) => {
+                self.forget();
+                Err(Response::from(Reply::Error(error)))
+            }
+            _ => return Step::Ended,
+        };
+        match next {
+            Ok((shard, op)) => Step::Send(shard, op),
+            Err(response) => complete(self.origin, response),
+        }
+    }
+
     /// Takes names that a shard has listed, as `on_scanned` does.
-    pub(super) fn on_listed(
+    fn on_listed(
         &mut self,
         keys: Vec<Key>,
         next: Option<Key>,
@@ -145,7 +186,7 @@ impl Walk {
     }
 
     /// Takes a shard's keys and returns the operation that goes on, or the reply.
-    pub(super) fn on_scanned(
+    fn on_scanned(
         &mut self,
         cursor: u64,
         keys: Vec<Key>,
@@ -164,9 +205,8 @@ impl Walk {
                 self.found_size += key.len() + FOUND_OVERHEAD;
                 self.found.push(Response::Bulk(key));
             }
-            if self.found_size > KEYS_SIZE_MAX {
-                let text = format!("ERR more than {KEYS_SIZE_MAX} bytes of keys: use SCAN");
-                return Err(Response::error(text));
+            if !self.is_scan && self.found_size > KEYS_SIZE_MAX.min(self.room) {
+                return Err(self.too_many());
             }
         }
         if cursor == 0 {
@@ -175,7 +215,7 @@ impl Walk {
                 return Err(self.reply(0));
             }
         }
-        if self.is_scan && self.visited >= self.count {
+        if self.is_scan && (self.visited >= self.count || self.found_size >= SCAN_SIZE_MAX.min(self.room)) {
             return Err(self.reply(cursor | u64::from(self.shard)));
         }
         self.step.0 = cursor;
@@ -193,6 +233,7 @@ impl Walk {
         let (start, count) = self.step;
         let error = Box::new(error);
         if !self.is_scan {
+            self.forget();
             return Err(Reply::Error(OpError::UnlistedKey(error)).into());
         }
         if count > 1 {
@@ -210,7 +251,18 @@ impl Walk {
         Err(Reply::Error(OpError::UnreadableKey { error, next }).into())
     }
 
+    fn too_many(&mut self) -> Response {
+        self.forget();
+        Response::error(match self.room {
+            KEYS_SIZE_MAX.. => format!("ERR more than {KEYS_SIZE_MAX} bytes of keys: use SCAN"),
+            room => {
+                format!("OOM more than {room} bytes of keys, all that the node has memory for now: use SCAN")
+            }
+        })
+    }
+
     fn reply(&mut self, cursor: u64) -> Response {
+        self.found_size = 0;
         let found = Response::Array(std::mem::take(&mut self.found));
         if self.is_scan {
             Response::Array(vec![Response::Bulk(cursor.to_string().into()), found])
@@ -314,24 +366,12 @@ impl Task {
                 Some(Err(error)) => complete(*origin, Response::from(Reply::Error(error))),
             },
             Task::Dump(dump) => dump.on_answer(answer, send),
-            Task::Walk(walk) => match answer {
-                Answer::Scanned { cursor, keys, unreadable } => {
-                    match walk.on_scanned(cursor, keys, unreadable, shard_count) {
-                        Ok((shard, op)) => Step::Send(shard, op),
-                        Err(response) => complete(walk.origin, response),
-                    }
-                }
-                Answer::Listed { keys, next } => match walk.on_listed(keys, next, shard_count) {
-                    Ok((shard, op)) => Step::Send(shard, op),
-                    Err(response) => complete(walk.origin, response),
-                },
-                Answer::Failed(error) => complete(walk.origin, Response::from(Reply::Error(error))),
-                _ => Step::Ended,
-            },
+            Task::Walk(walk) => walk.on_answer(answer, shard_count),
             Task::Range { origin, read } => {
                 let mut sends = Vec::new();
                 match read.on_answer(tag, answer, &mut |one| sends.push(one)) {
                     None => Step::SendParts(sends),
+                    Some(_) if origin.is_none() => Step::Ended,
                     Some(Ok(found)) => complete(*origin, range_response(found)),
                     Some(Err(error)) => complete(*origin, Response::from(Reply::Error(error))),
                 }
