@@ -17,13 +17,16 @@ const VALUE_SIZE: u64 = 60_000;
 /// PUTs that are under way at a time.
 const DEPTH: u64 = 64;
 
+/// Time on the node's clock from one step to the next.
+const STEP_US: u64 = 100;
+
 /// Steps in which somebody must be answered: many more than any collection takes.
 const STEPS_MAX: u32 = 20_000;
 
-/// Puts `count` keys of `keys`, chosen at random or one after the other.
-fn put(node: &mut SimNode, count: u64, mut choose: impl FnMut(u64) -> u64) {
+/// Puts `count` keys, chosen at random or one after the other. Gives the most steps in a row in which nobody was answered.
+fn put(node: &mut SimNode, count: u64, mut choose: impl FnMut(u64) -> u64) -> u32 {
     let value = Value::from(vec![7; VALUE_SIZE as usize]);
-    let (mut sent, mut answered, mut silent) = (0, 0, 0);
+    let (mut sent, mut answered, mut silent, mut silent_max) = (0, 0, 0, 0);
     while answered < count {
         while sent < count && sent - answered < DEPTH {
             let action = Action::Set {
@@ -36,20 +39,29 @@ fn put(node: &mut SimNode, count: u64, mut choose: impl FnMut(u64) -> u64) {
             sent += 1;
         }
         node.step();
-        node.clock.monotonic_us += 100;
+        node.clock.monotonic_us += STEP_US;
         silent += 1;
         for (id, outcome) in node.take_done() {
             assert_eq!(outcome, Outcome::Reply(Reply::Ok), "PUT {id} of {count}");
             answered += 1;
             silent = 0;
         }
+        silent_max = silent_max.max(silent);
         assert!(silent < STEPS_MAX, "nobody is answered any more after {answered} of {count} PUTs");
     }
+    silent_max
 }
 
-/// Fills a device of so many shards to a part of its extents and overwrites everything several times. Gives the bytes written for
-/// each byte put, in the last round.
-fn overwrite(shards: u16, fill_percent: u64) -> f64 {
+/// What overwriting everything came to.
+struct Overwritten {
+    /// Bytes written for each byte put, in the last round.
+    amplification: f64,
+    /// The most steps in a row in which nobody was answered.
+    silent_max: u32,
+}
+
+/// Fills a device of so many shards to a part of its extents and overwrites everything several times.
+fn overwrite(shards: u16, fill_percent: u64) -> Overwritten {
     let config = SimConfig { block_count: DISK_SIZE / 4096, ..SimConfig::default() };
     let disk = SimDisk::new(config, u64::from(shards));
     format(&disk, shards, 3);
@@ -58,26 +70,39 @@ fn overwrite(shards: u16, fill_percent: u64) -> f64 {
     let keys = DISK_SIZE * fill_percent / 100 / VALUE_SIZE;
     let mut random = Random::new(11);
     put(&mut node, keys, |number| number);
-    let mut amplification = 0.0;
+    let (mut amplification, mut silent_max) = (0.0, 0);
     for _ in 0..4 {
         let before = node.stats().next().expect("one engine");
-        put(&mut node, keys, |_| random.below(keys));
+        silent_max = silent_max.max(put(&mut node, keys, |_| random.below(keys)));
         let after = node.stats().next().expect("one engine");
         let written = after.bytes_written - before.bytes_written;
         amplification = written as f64 / (after.user_bytes - before.user_bytes) as f64;
     }
-    amplification
+    Overwritten { amplification, silent_max }
 }
 
 #[test]
 fn writers_on_a_device_that_is_nearly_full_never_wait_for_ever() {
     let _ = probe::take();
     for (shards, fill_percent) in [(4, 70), (4, 85), (2, 80), (6, 75)] {
-        let amplification = overwrite(shards, fill_percent);
+        let Overwritten { amplification, .. } = overwrite(shards, fill_percent);
         println!("{shards} shards, {fill_percent} %: {amplification:.2} written for each byte put");
         // Greedy's analytic figures are 1.9 to 3.7; extents of 17 records and a third of the device kept back allow no more.
         assert!(amplification < 12.0, "{shards} shards, {fill_percent} %: {amplification:.2} written");
     }
     let hits = probe::take().find(|(name, _)| *name == "collection without an extent of its own");
     assert!(hits.is_some_and(|(_, count)| count > 0), "no collection had to do with what is open");
+}
+
+/// The extents are looked at ten times a second while many are free. Those that are left then may be gone much sooner.
+#[test]
+fn writers_do_not_wait_until_it_is_time_to_look_for_garbage() {
+    for (shards, fill_percent) in [(4, 40), (2, 60)] {
+        let Overwritten { silent_max, .. } = overwrite(shards, fill_percent);
+        println!("{shards} shards, {fill_percent} %: nobody was answered in {silent_max} steps");
+        assert!(
+            u64::from(silent_max) * STEP_US < 50_000,
+            "{silent_max} steps of {STEP_US} us without an answer"
+        );
+    }
 }

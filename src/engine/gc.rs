@@ -104,12 +104,20 @@ struct Collection {
     end: u64,
     next_frame: u64,
     last_frame: u64,
-    /// What was read: frames, the first at `at`.
+    /// What was read: frames, of which those in the first `done` bytes have been dealt with, and the next is at `at`.
     bytes: Vec<u8>,
+    done: usize,
     /// Bytes of the frame at `at` whose records have been dealt with; 0 when it was not begun.
     position: usize,
     is_reading: bool,
     tries_left: u32,
+}
+
+impl Collection {
+    /// What was read and has not been dealt with.
+    fn rest(&self) -> &[u8] {
+        self.bytes.get(self.done..).unwrap_or_default()
+    }
 }
 
 /// What one engine collects.
@@ -250,6 +258,11 @@ impl<D: Device> Engine<D> {
                 self.collector.next_look_us = clock.monotonic_us + interval;
             }
             return progress;
+        }
+        if self.allocator.available_count() < self.free_target() {
+            // It was not short when they were looked at last: what is left may be gone long before the next time.
+            let soon_us = self.collector.looked_us + self.look_interval_us();
+            self.collector.next_look_us = self.collector.next_look_us.min(soon_us);
         }
         if clock.monotonic_us >= self.collector.next_look_us {
             progress |= self.look(clock);
@@ -457,6 +470,7 @@ impl<D: Device> Engine<D> {
             next_frame: one.first_frame,
             last_frame,
             bytes: Vec::new(),
+            done: 0,
             position: 0,
             is_reading: false,
             tries_left: READ_TRIES,
@@ -559,6 +573,7 @@ impl<D: Device> Engine<D> {
 
     /// Reads the next piece of the victim.
     fn read_on(&mut self, active: &mut Collection) {
+        active.bytes.drain(..std::mem::take(&mut active.done));
         let from = active.at + active.bytes.len() as u64;
         let piece_size = self.queue.transfer_size_max(Class::Collect);
         let size = piece_size.min((active.end.saturating_sub(from)) as usize);

@@ -13,7 +13,10 @@ use crate::format::{FormatError, Place};
 use crate::planted::{Bug, is_planted};
 
 /// Bytes of the log that one pass may move: what comes from clients goes in between.
-const PASS_SIZE_MAX: u64 = 256 << 10;
+const PASS_SIZE_MAX: u64 = 128 << 10;
+
+/// Records that one pass may look at, at about a microsecond each.
+const PASS_COUNT_MAX: u32 = 64;
 
 /// What to do with a record of a victim.
 enum Fate {
@@ -43,11 +46,11 @@ impl Piece {
         room: u64,
     ) -> Result<Piece, FormatError> {
         if active.has_units {
-            let header = UnitHeader::decode(&active.bytes, place, offset, block_size, room)?;
+            let header = UnitHeader::decode(active.rest(), place, offset, block_size, room)?;
             let UnitHeader { unit: number, follows: order, size, payload_size, .. } = header;
             return Ok(Piece { number, order, size, payload_size });
         }
-        let header = FrameHeader::decode(&active.bytes, place, offset, block_size, room)?;
+        let header = FrameHeader::decode(active.rest(), place, offset, block_size, room)?;
         let FrameHeader { frame, size, payload_size, .. } = header;
         Ok(Piece { number: frame, order: frame, size, payload_size })
     }
@@ -71,15 +74,16 @@ impl<D: Device> Engine<D> {
     pub(super) fn move_records(&mut self, active: &mut Collection, clock: Clock) -> Moving {
         let at = active.shard;
         let Some(place) = self.shards[at].place_of(active.extent) else { return Moving::GiveUp };
-        let mut moved_size = 0;
+        let (mut moved_size, mut seen_count) = (0, 0);
         loop {
             if active.next_frame > active.last_frame {
                 return Moving::Done;
             }
             let offset = active.at as u32;
             let room = active.end - active.at;
-            if active.bytes.len() < FRAME_HEADER_SIZE {
-                let at_end = active.at + active.bytes.len() as u64 >= active.end;
+            let rest_size = active.rest().len();
+            if rest_size < FRAME_HEADER_SIZE {
+                let at_end = active.at + rest_size as u64 >= active.end;
                 return if at_end { Moving::Damaged("it ends too early".into()) } else { Moving::NeedBytes };
             }
             let header = match Piece::decode(active, place, offset, self.superblock.block_size, room) {
@@ -91,7 +95,7 @@ impl<D: Device> Engine<D> {
                 Err(error) => return self.doubt_bytes(active, error.to_string()),
             };
             active.order = header.order;
-            if active.bytes.len() < header.size as usize {
+            if rest_size < header.size as usize {
                 return Moving::NeedBytes;
             }
             let payload = header.payload_size as usize;
@@ -99,7 +103,8 @@ impl<D: Device> Engine<D> {
             while active.position < payload {
                 let record_at = offset + active.position as u32;
                 let bytes = std::mem::take(&mut active.bytes);
-                let outcome = match Record::decode(&bytes[active.position..payload], place, record_at) {
+                let of_piece = bytes.get(active.done..).and_then(|rest| rest.get(active.position..payload));
+                let outcome = match Record::decode(of_piece.unwrap_or_default(), place, record_at) {
                     Ok(decoded) if decoded.value_intact => self
                         .deal_with(active, &decoded.record, record_at, clock)
                         .map(|moved| (decoded.size, moved)),
@@ -111,15 +116,16 @@ impl<D: Device> Engine<D> {
                     Ok((size, moved)) => {
                         active.position += size;
                         moved_size += moved;
+                        seen_count += 1;
                     }
                     Err(Moving::Damaged(what)) => return self.doubt_bytes(active, what),
                     Err(other) => return other,
                 }
-                if moved_size > PASS_SIZE_MAX {
+                if moved_size > PASS_SIZE_MAX || seen_count >= PASS_COUNT_MAX {
                     return Moving::Pause(true);
                 }
             }
-            active.bytes.drain(..header.size as usize);
+            active.done += header.size as usize;
             active.at += u64::from(header.size);
             active.position = 0;
             active.next_frame += 1;
@@ -133,6 +139,7 @@ impl<D: Device> Engine<D> {
             return Moving::Damaged(what);
         }
         active.bytes.clear();
+        active.done = 0;
         Moving::NeedBytes
     }
 
