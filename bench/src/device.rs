@@ -52,6 +52,7 @@ pub fn run(plan: &Plan, report: &mut Report) -> Result<(), Failure> {
         fio(one, &["--rw=write".into(), "--bs=1M".into(), "--iodepth=8".into(), format!("--size={size}")])?;
     }
     let values = Values::new(VALUE_SIZE);
+    writes_without_collection(plan, report, &directory, &values, size)?;
     let mut ours = Ours::open(&directory, Start::Format, 0, values.clone())?;
     let keys = size * 7 / 10 / (VALUE_SIZE as u64 + 64);
     progress("device: loading the engine");
@@ -59,7 +60,12 @@ pub fn run(plan: &Plan, report: &mut Report) -> Result<(), Failure> {
     for depth in [32, 128] {
         reads(plan, report, &mut ours, &file, keys, depth)?;
     }
-    writes(plan, report, &mut ours, &raw, keys)?;
+    let mut row = Writes::default();
+    for run in 0..plan.runs {
+        progress(&format!("device: durable writes, 70 % full, run {} of {}", run + 1, plan.runs));
+        row.run(plan, &mut ours, &raw, keys, run)?;
+    }
+    report.rows.push(row.finish("with garbage collection, 70 % full"));
     drop(ours);
     std::fs::remove_dir_all(&directory)?;
     report.notes.push(format!(
@@ -109,11 +115,40 @@ fn reads(
     Ok(())
 }
 
-fn writes(plan: &Plan, report: &mut Report, ours: &mut Ours, raw: &Path, keys: u64) -> Result<(), Failure> {
-    let (mut own, mut bare) = (Runs::default(), Runs::default());
-    let mut block = 0;
+/// Durable writes into a device that was just formatted, for less time than it takes to fill it: nothing is collected.
+fn writes_without_collection(
+    plan: &Plan,
+    report: &mut Report,
+    directory: &Path,
+    values: &Values,
+    size: u64,
+) -> Result<(), Failure> {
+    let raw = directory.join("raw");
+    let mut row = Writes::default();
     for run in 0..plan.runs {
-        progress(&format!("device: durable writes, run {} of {}", run + 1, plan.runs));
+        progress(&format!("device: durable writes, newly formatted, run {} of {}", run + 1, plan.runs));
+        let mut ours = Ours::open(directory, Start::Format, 0, values.clone())?;
+        let keys = size / 20 / (VALUE_SIZE as u64 + 64);
+        ours.load(keys, WRITERS)?;
+        row.run(plan, &mut ours, &raw, keys, run)?;
+        if ours.stats().gc.extents_collected > 0 {
+            report.notes.push(format!("device: garbage was collected in run {} on a new device", run + 1));
+        }
+    }
+    report.rows.push(row.finish("newly formatted"));
+    Ok(())
+}
+
+/// Durable writes beside those of the bare file, run by run.
+#[derive(Default)]
+struct Writes {
+    own: Runs,
+    bare: Runs,
+    block: u64,
+}
+
+impl Writes {
+    fn run(&mut self, plan: &Plan, ours: &mut Ours, raw: &Path, keys: u64, run: u16) -> Result<(), Failure> {
         let before = ours.stats();
         let load = Load {
             workload: Workload::Overwrite,
@@ -136,15 +171,15 @@ fn writes(plan: &Plan, report: &mut Report, ours: &mut Ours, raw: &Path, keys: u
             (after.gc.bytes_moved - before.gc.bytes_moved) >> 20
         ));
         let user_bytes = tally.count * (VALUE_SIZE + key_of(0).len()) as u64;
-        own.0.push(user_bytes as f64 / tally.seconds / 1e6);
+        self.own.0.push(user_bytes as f64 / tally.seconds / 1e6);
         // The raw file gets what a group of ours is, followed by the same call.
         let group = (after.bytes_written - before.bytes_written) / (after.groups - before.groups).max(1);
-        block = (group / 4_096).max(1) * 4_096;
+        self.block = (group / 4_096).max(1) * 4_096;
         let job = fio(
             raw,
             &[
                 "--rw=write".into(),
-                format!("--bs={block}"),
+                format!("--bs={}", self.block),
                 "--fdatasync=1".into(),
                 "--iodepth=1".into(),
                 "--time_based".into(),
@@ -153,11 +188,13 @@ fn writes(plan: &Plan, report: &mut Report, ours: &mut Ours, raw: &Path, keys: u
                 "--overwrite=1".into(),
             ],
         )?;
-        bare.0.push(job["write"]["bw_bytes"].as_f64().ok_or("fio says nothing of writes")? / 1e6);
+        self.bare.0.push(job["write"]["bw_bytes"].as_f64().ok_or("fio says nothing of writes")? / 1e6);
+        Ok(())
     }
-    let name = format!("durable PUT, {WRITERS} writers, 1 KiB");
-    let peer = format!("fio write {}k+sync", block >> 10);
-    let row = Row::new("device", name, "MB/s", Better::Higher, own, (peer, bare));
-    report.rows.push(row.with_goal(0.8));
-    Ok(())
+
+    fn finish(self, state: &str) -> Row {
+        let name = format!("durable PUT, {WRITERS} writers, 1 KiB, {state}");
+        let peer = format!("fio write {}k+sync", self.block >> 10);
+        Row::new("device", name, "MB/s", Better::Higher, self.own, (peer, self.bare)).with_goal(0.8)
+    }
 }
