@@ -6,6 +6,7 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -200,5 +201,57 @@ fn a_dump_lets_go_whatever_becomes_of_its_reader() {
     let number = call!(reader, "BASALT.DUMP", "BEGIN").int();
     assert!(number > 0);
     reader.set_timeout(Duration::from_secs(60));
+    node.stop();
+}
+
+/// Where these bytes are in an image, once.
+#[track_caller]
+fn place_of(image: &[u8], bytes: &[u8]) -> usize {
+    let places: Vec<usize> = memchr::memmem::find_iter(image, bytes).collect();
+    assert_eq!(places.len(), 1, "{} is {} times on the device", bytes.escape_ascii(), places.len());
+    places[0]
+}
+
+#[test]
+fn what_a_dump_leaves_out_is_named_as_far_as_anybody_knows_it() {
+    let directory = temp_dir();
+    let path = directory.path().join("damaged.img");
+    let options = Options::new(&path).size("64MiB");
+    let node = options.start();
+    let mut client = node.client();
+    let mut rng = Rng::new(7);
+    let (of_key, of_value) = (rng.bytes(3_000), rng.bytes(3_000));
+    for (key, value) in
+        [("nameless", &of_key), ("named", &of_value), ("whole", &rng.bytes(100)), ("", &vec![])]
+    {
+        assert_eq!(call!(client, "SET", key, value), Reply::ok());
+    }
+    node.stop();
+    let image = std::fs::read(&path).unwrap();
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    // A key stands right before its value.
+    for at in [place_of(&image, &of_key) - 1, place_of(&image, &of_value)] {
+        file.write_all_at(&[image[at] ^ 1], at as u64).unwrap();
+    }
+    drop(file);
+    let node = options.start();
+    let to = directory.path().join("dump.resp");
+    let ended = dump(&node, &to, &[]).expect_code(4, "a dump of damaged records");
+    assert!(
+        ended.stdout.contains("2 keys") && ended.stdout.contains("2 that can't be read"),
+        "{}",
+        ended.stdout
+    );
+    let lost: Vec<&str> = ended.stderr.lines().filter(|line| line.contains("lost: ")).collect();
+    for words in ["a record whose key cannot be read: the stored record", "key 'named': the stored record"] {
+        assert_eq!(lost.iter().filter(|line| line.contains(words)).count(), 1, "{words}: {lost:?}");
+    }
+    assert!(
+        lost.len() == 2 && !ended.stderr.contains("IOERR") && !ended.stderr.contains("''"),
+        "{}",
+        ended.stderr
+    );
+    let dumped = parse(&std::fs::read(&to).unwrap());
+    assert!(dumped.contains_key(&b""[..]) && dumped.contains_key(&b"whole"[..]), "the others are there");
     node.stop();
 }

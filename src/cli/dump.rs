@@ -120,10 +120,14 @@ fn read_all(client: &mut NodeClient, progress: &mut Progress, export: &mut Expor
                     dumped.bytes += (key.len() + value.len()) as u64;
                     export.set(&key, &value, expiry as u64).map_err(|error| error.to_string())?;
                 }
-                (Reply::Bytes(key), Some(Reply::Error(text)), _) => {
+                (key @ (Reply::Bytes(_) | Reply::Nil), Some(Reply::Error(text)), _) => {
                     dumped.lost += 1;
                     progress.end();
-                    note(format!("lost: key '{}': {text}", key.escape_ascii()));
+                    let what = match key {
+                        Reply::Bytes(key) => format!("key '{}'", key.escape_ascii()),
+                        _ => "a record whose key cannot be read".to_owned(),
+                    };
+                    note(format!("lost: {what}: {text}"));
                 }
                 other => return Err(format!("the node answers {other:?}")),
             }

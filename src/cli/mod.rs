@@ -1,7 +1,8 @@
 //! The command line: what a person types, and what they are told.
 //!
 //! Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused
-//! for safety; `check` and `salvage` add 4 (damage found) and 8 (could not run).
+//! for safety; `check` and `salvage` add 4 (damage found) and 8 (could not run), `dump` 4 (something can't be read, and was left
+//! out).
 
 mod bench;
 mod check;
@@ -56,7 +57,8 @@ enum Command {
     /// Export everything that can be read of a device, damaged or not, to be loaded with `redis-cli --pipe` or `basalt restore`:
     /// exit code 0 everything, 4 something was lost or is in doubt, 8 could not run. Writes nothing to the device.
     Salvage(SalvageArgs),
-    /// Save all keys of a running node, as they are at one moment, to a file for `restore` or `redis-cli --pipe`.
+    /// Save all keys of a running node, as they are at one moment, to a file for `restore` or `redis-cli --pipe`: exit code 0
+    /// everything, 4 something that cannot be read was left out, 1 no dump.
     Dump(dump::DumpArgs),
     /// Load a file that `dump` or `salvage` wrote into a running node.
     Restore(dump::RestoreArgs),

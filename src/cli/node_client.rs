@@ -26,6 +26,7 @@ pub(super) struct NodeArgs {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Reply {
     Text(String),
+    /// In words: the code that clients look at, as `ERR`, is not part of it.
     Error(String),
     Int(i64),
     Bytes(Vec<u8>),
@@ -145,6 +146,14 @@ pub(super) fn invalid(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
+/// What an error says to people: its first word is a code for programs, in capitals.
+fn without_code(error: &str) -> &str {
+    match error.split_once(' ') {
+        Some((code, words)) if code.bytes().all(|byte| byte.is_ascii_uppercase()) => words,
+        _ => error,
+    }
+}
+
 fn read_reply(input: &mut impl Read, depth: u32) -> io::Result<Reply> {
     let line = read_line(input)?;
     let (kind, rest) = line.split_at_checked(1).ok_or_else(|| invalid("a reply without a type"))?;
@@ -154,7 +163,7 @@ fn read_reply(input: &mut impl Read, depth: u32) -> io::Result<Reply> {
     };
     Ok(match kind {
         "+" => Reply::Text(rest.to_owned()),
-        "-" => Reply::Error(rest.to_owned()),
+        "-" => Reply::Error(without_code(rest).to_owned()),
         ":" => Reply::Int(rest.parse().map_err(|_| invalid("an integer that is none"))?),
         "$" => match u64::try_from(number()?) {
             Ok(size) => Reply::Bytes(read_bytes(input, size)?),
@@ -180,9 +189,10 @@ mod tests {
     fn replies_are_read_and_bad_ones_refused() {
         let read = |bytes: &[u8]| read_reply(&mut &bytes[..], 0).map_err(|error| error.kind());
         let array = b"*4\r\n:1\r\n$2\r\n\r\n\r\n-ERR x\r\n$-1\r\n";
-        let items =
-            vec![Reply::Int(1), Reply::Bytes(b"\r\n".to_vec()), Reply::Error("ERR x".into()), Reply::Nil];
+        let items = vec![Reply::Int(1), Reply::Bytes(b"\r\n".to_vec()), Reply::Error("x".into()), Reply::Nil];
         assert_eq!(read(array), Ok(Reply::Array(items)));
+        assert_eq!(read(b"-IOERR the device\r\n"), Ok(Reply::Error("the device".into())));
+        assert_eq!(read(b"-Something else\r\n"), Ok(Reply::Error("Something else".into())));
         for cut in 0..array.len() {
             assert_eq!(read(&array[..cut]), Err(io::ErrorKind::UnexpectedEof), "{cut}");
         }

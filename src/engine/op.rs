@@ -406,8 +406,8 @@ impl Current {
 /// A key as a pin has it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PinnedKey {
-    /// The key.
-    pub key: Key,
+    /// The key; none where its record can't be read and nothing else says whose that is.
+    pub key: Option<Key>,
     /// Its value, or why it can't be read.
     pub value: Result<Value, OpError>,
     /// Milliseconds since the Unix epoch, 0 for none.

@@ -228,6 +228,11 @@ impl<D: Device> Engine<D> {
             self.stats.damaged_reads += 1;
             tracing::error!("damaged record: {detail}");
         }
+        // Whose record it is that can't be had: a dump has nothing else that says so.
+        let known_key = match (&result, &self.reads[id]) {
+            (Err(_), job) if matches!(job.to, ReadFor::Pin { .. }) => self.key_there(job, whole),
+            _ => None,
+        };
         drop(buf);
         let job = self.reads.remove(id);
         self.reads_size -= job.size;
@@ -251,7 +256,7 @@ impl<D: Device> Engine<D> {
                 self.on_piece_read(read, start, result.map(value_of), clock);
             }
             ReadFor::Pin { operation, index } => {
-                self.on_pin_read(operation, index, result.map(Option::unwrap_or_default));
+                self.on_pin_read(operation, index, result.map(Option::unwrap_or_default), known_key);
             }
             ReadFor::Scan(operation) => {
                 self.on_scan_read(operation, result.map(|found| found.unwrap_or_default().key));
@@ -310,6 +315,17 @@ impl<D: Device> Engine<D> {
             return Err(damaged(what));
         }
         Ok(Some(ReadRecord { key, value: Bytes::copy_from_slice(record.value) }))
+    }
+}
+
+impl<D: Device> Engine<D> {
+    /// The key of a record whose value is not what it should be, if header and key are.
+    fn key_there(&self, job: &ReadJob, blocks: &[u8]) -> Option<Key> {
+        let (Wanted::Identity(identity), shard) = (&job.wanted, &self.shards[job.shard]) else { return None };
+        let (place, bytes) = (shard.place_of(job.entry.extent)?, blocks.get(job.skip..)?);
+        let record = Record::decode_head(bytes, place, job.entry.offset).ok()?;
+        let is_wanted = record.kind == RecordType::Put && shard.hash(record.key).identity() == *identity;
+        is_wanted.then(|| Key::copy_from_slice(record.key))
     }
 }
 

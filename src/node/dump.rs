@@ -51,7 +51,7 @@ impl DumpTask {
                 let mut items = Vec::with_capacity(1 + 3 * keys.len());
                 items.push(Response::Int(i64::from(is_last)));
                 for one in keys {
-                    items.push(Response::Bulk(one.key));
+                    items.push(one.key.map_or(Response::Nil, Response::Bulk));
                     items.push(match one.value {
                         Ok(value) => Response::Bulk(value),
                         Err(error) => Response::from(Reply::Error(error)),

@@ -519,7 +519,9 @@ impl SimNode {
                     Some(DumpEvent::Keys { keys, is_last }) => {
                         for PinnedKey { key, value, .. } in keys {
                             match (value, found.as_mut()) {
-                                (Ok(value), Ok(found)) => found.push((key, value)),
+                                (Ok(value), Ok(found)) => {
+                                    found.push((key.expect("what has been read has its key"), value))
+                                }
                                 (Err(error), Ok(_)) => *found = Err(error),
                                 _ => {}
                             }

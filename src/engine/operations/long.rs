@@ -229,7 +229,7 @@ impl<D: Device> Engine<D> {
             ReadFor::Key(operation) => self.on_long_read(operation, result, parts, clock),
             ReadFor::Lock { operation, index } => self.on_lock_read(operation, index, result.map(Some)),
             ReadFor::Pin { operation, index } => {
-                self.on_pin_read(operation, index, result.map(|value| ReadRecord { key, value }));
+                self.on_pin_read(operation, index, result.map(|value| ReadRecord { key, value }), None);
             }
             ReadFor::Piece { .. } | ReadFor::Scrub | ReadFor::Scan(_) => {}
         }

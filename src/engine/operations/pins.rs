@@ -47,11 +47,10 @@ impl<D: Device> Engine<D> {
         let mut wanted_long = Vec::new();
         for (index, Pinned { identity, key, before }) in taken.into_iter().enumerate() {
             let expires_at_ms = before.expires_at_ms();
-            let key = key.unwrap_or_default();
             let value = match before {
                 Before::Value { value, .. } => value,
                 Before::Long { value, .. } => {
-                    wanted_long.push((index, key.clone(), value));
+                    wanted_long.push((index, key.clone().unwrap_or_default(), value));
                     Bytes::new()
                 }
                 Before::Stored { entry, .. } => {
@@ -75,19 +74,23 @@ impl<D: Device> Engine<D> {
         }
     }
 
-    /// One of the records that `PinReading` waited for is there, or can't be had.
+    /// One of the records that `PinReading` waited for is there, or can't be had; then its key may still be known.
     pub(in crate::engine) fn on_pin_read(
         &mut self,
         id: usize,
         index: usize,
         record: Result<ReadRecord, OpError>,
+        known_key: Option<Key>,
     ) {
         let Some(operation) = self.operations.get_mut(id) else { return };
         let State::PinReading(reading) = &mut operation.state else { return };
         let one = &mut reading.keys[index];
         match record {
-            Ok(record) => (one.key, one.value) = (record.key, Ok(record.value)),
-            Err(error) => one.value = Err(error),
+            Ok(record) => (one.key, one.value) = (Some(record.key), Ok(record.value)),
+            Err(error) => {
+                one.key = one.key.take().or(known_key);
+                one.value = Err(error);
+            }
         }
         reading.reads_left -= 1;
         if reading.reads_left == 0 {
