@@ -398,13 +398,28 @@ fn format_refuses_another_basalt_device_and_force_means_it() {
     node.stop();
 }
 
+/// The file that was named, and what its size may be; a name that it only has until it is whole is nobody's business.
 #[test]
-fn format_refuses_what_is_too_small() {
-    let directory = temp_dir();
-    let path = directory.path().join("small.img");
-    let ended = basalt(&["format", "--device", path_text(&path), "--size", "64KiB"]);
-    assert!(matches!(ended.code, Some(1..=3)), "{}", ended.text());
-    assert!(!ended.stderr.trim().is_empty() && !ended.stderr.contains("panicked"), "{}", ended.stderr);
+fn a_size_that_cannot_be_is_refused_with_those_that_can() {
+    let least = "7340032 bytes (7.0 MiB) to 70368744177664 bytes (64.0 TiB)";
+    let with_shards = "39845888 bytes (38.0 MiB) to ";
+    for (size, more, words) in [
+        ("1KiB", &[][..], ["too small: with 1 shard ", least]),
+        ("7340031", &[], ["7340031 bytes (7.0 MiB) is too small", least]),
+        ("20MiB", &["--shards", "15"], ["too small: with 15 shards ", with_shards]),
+        ("65TiB", &[], ["too large", "70368744177664 bytes (64.0 TiB)"]),
+    ] {
+        let format = [&["format", "--device", "small.img", "--size", size][..], more].concat();
+        let serve = ["serve", "--listen", "127.0.0.1:0", "--device", "small.img", "--size", size];
+        for args in [&format[..], &serve].into_iter().take(if more.is_empty() { 2 } else { 1 }) {
+            refused(args, 1, &[&["small.img: "], &words[..]].concat());
+            let said = common::node::basalt_in(temp_dir().path(), args).stderr;
+            assert!(!said.contains("unfinished"), "{args:?}: {said}");
+        }
+    }
+    // What is refused later than by its size, here by the operating system, has the same name.
+    let nowhere = ["format", "--device", "no/such/small.img", "--size", "64MiB"];
+    refused(&nowhere, 1, &["cannot create no/such/small.img: "]);
 }
 
 #[test]

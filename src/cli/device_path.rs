@@ -49,6 +49,8 @@ pub(super) struct OpenOptions<'a> {
     pub(super) engine: Option<EngineName>,
     /// Create a file of this size, which must not exist yet.
     pub(super) create_size: Option<u64>,
+    /// What the user calls a file that has another name for now.
+    pub(super) name: Option<&'a Path>,
     pub(super) spdk: Option<&'a SpdkArgs>,
     /// Queues that will be open at a time.
     pub(super) queue_count: usize,
@@ -75,10 +77,14 @@ pub(super) fn open(path: &Path, options: OpenOptions<'_>) -> Result<AnyNamespace
     if let Some(id) = transport_id(path) {
         return open_controller(&id?, options);
     }
+    let file_options = FileOptions {
+        create_size: options.create_size,
+        direct: DirectIo::Required,
+        name: options.name.map(|name| name.display().to_string()),
+    };
     let open_kernel =
-        |engine| KernelNamespace::open(engine, path, options.create_size).map(AnyNamespace::Kernel);
+        |engine| KernelNamespace::open_with_options(engine, path, &file_options).map(AnyNamespace::Kernel);
     let open_uring = |uring_options| {
-        let file_options = FileOptions { create_size: options.create_size, direct: DirectIo::Required };
         UringNamespace::open_with_options(path, &file_options, uring_options).map(AnyNamespace::Uring)
     };
     let namespace = match options.engine {

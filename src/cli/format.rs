@@ -9,9 +9,11 @@ use super::engine_name::EngineName;
 use super::progress::Progress;
 use super::serve::default_reactor_count;
 use super::{Exit, FormatArgs, fail, note, say};
+use crate::device::file::DEVICE_SIZE_MIN;
 use crate::device::{Device, DeviceError, Namespace};
-use crate::engine::device_format::{self, FormatOptions};
+use crate::engine::device_format::{self, DEVICE_SIZE_MAX, FormatOptions};
 use crate::engine::op::Clock;
+use crate::format::layout;
 use crate::format::superblock::{IndexKind, Superblock};
 use crate::limits::default_shard_count;
 use crate::size;
@@ -155,6 +157,29 @@ fn write<N: Namespace>(namespace: &N, new: &NewDevice<'_>) -> Result<(Superblock
     Ok((superblock, queue.geometry().engine))
 }
 
+/// Whether a file of this size can be formatted, which is said before any of it is taken from the disk.
+fn check_size(path: &Path, size: u64, new: &NewDevice<'_>) -> Result<(), String> {
+    let shard_count = new.shard_count.unwrap_or_else(|| default_shard_count(new.reactor_count, size));
+    let least = layout::size_min(shard_count).max(DEVICE_SIZE_MIN);
+    if (least..=DEVICE_SIZE_MAX).contains(&size) {
+        return Ok(());
+    }
+    let relation = if size < least { "small" } else { "large" };
+    Err(format!(
+        "{}: a size of {} is too {relation}: with {} it may be {} to {}",
+        path.display(),
+        shown(size),
+        size::count(shard_count.into(), "shard"),
+        shown(least),
+        shown(DEVICE_SIZE_MAX)
+    ))
+}
+
+/// A size that is compared with another one: rounded, both may look the same.
+fn shown(bytes: u64) -> String {
+    if bytes < 1 << 10 { size::show(bytes) } else { format!("{bytes} bytes ({})", size::show(bytes)) }
+}
+
 /// Creates a file and formats it, under another name until it is whole: an interrupted start leaves nothing that looks
 /// like a device.
 pub(super) fn create(
@@ -162,6 +187,7 @@ pub(super) fn create(
     size: u64,
     new: &NewDevice<'_>,
 ) -> Result<(Superblock, &'static str), String> {
+    check_size(path, size, new)?;
     let unfinished = device_path::unfinished(path);
     if unfinished.is_file() {
         std::fs::remove_file(&unfinished).map_err(|error| {
@@ -184,7 +210,12 @@ fn create_as(
 ) -> Result<(Superblock, &'static str), String> {
     let namespace: AnyNamespace = device_path::open(
         unfinished,
-        OpenOptions { engine: new.engine, create_size: Some(size), ..OpenOptions::default() },
+        OpenOptions {
+            engine: new.engine,
+            create_size: Some(size),
+            name: Some(path),
+            ..OpenOptions::default()
+        },
     )
     .map_err(|error| error.to_string())?;
     let made = with_namespace!(&namespace, namespace => write(namespace, new))

@@ -74,10 +74,10 @@ pub(super) fn serve(mut args: ServeArgs) -> Exit {
     }
     let options = OpenOptions {
         engine: args.engine,
-        create_size: None,
         spdk: Some(&args.spdk),
         // While one reactor opens the device anew, the others have theirs.
         queue_count: reactors.len() + 1,
+        ..OpenOptions::default()
     };
     let namespace = match device_path::open(&path, options) {
         Ok(namespace) => namespace,

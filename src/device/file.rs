@@ -58,6 +58,8 @@ pub struct FileOptions {
     pub create_size: Option<u64>,
     /// Whether to go around the page cache.
     pub direct: DirectIo,
+    /// What messages call it where its user knows it by another name than its path.
+    pub name: Option<String>,
 }
 
 /// A file or block device that is open and locked for this process.
@@ -74,7 +76,7 @@ pub struct ClaimedFile {
 impl ClaimedFile {
     /// Opens, checks and locks what `path` names.
     pub fn open(path: &Path, options: &FileOptions) -> Result<ClaimedFile, DeviceError> {
-        let name = path.display().to_string();
+        let name = options.name.clone().unwrap_or_else(|| path.display().to_string());
         let (file, is_block_device) = match options.create_size {
             Some(size) => (create(path, &name, size)?, false),
             None => open_existing(path, &name)?,
@@ -92,7 +94,7 @@ impl ClaimedFile {
         &self.geometry
     }
 
-    /// The path as the user gave it.
+    /// What its user calls it.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -448,7 +450,7 @@ mod tests {
     use super::*;
 
     fn open(path: &Path, create_size: Option<u64>) -> Result<ClaimedFile, DeviceError> {
-        ClaimedFile::open(path, &FileOptions { create_size, direct: DirectIo::Preferred })
+        ClaimedFile::open(path, &FileOptions { create_size, direct: DirectIo::Preferred, name: None })
     }
 
     fn cause(result: Result<ClaimedFile, DeviceError>) -> String {

@@ -86,14 +86,27 @@ macro_rules! each {
 }
 
 impl KernelNamespace {
-    /// Opens and claims what `path` names, a new file where `create_size` says so. `aio` insists on going around the page cache,
-    /// through which it would not be asynchronous; `sync` and `pool` fall back to it with a note.
+    /// Opens and claims what `path` names, a new file where `create_size` says so.
     pub fn open(
         engine: KernelEngine,
         path: &Path,
         create_size: Option<u64>,
     ) -> Result<KernelNamespace, DeviceError> {
-        let options = |direct| FileOptions { create_size, direct };
+        KernelNamespace::open_with_options(
+            engine,
+            path,
+            &FileOptions { create_size, ..FileOptions::default() },
+        )
+    }
+
+    /// The same with a name. Whether it goes around the page cache is the engine's matter: `aio` insists on it, as it would not be
+    /// asynchronous through it; `sync` and `pool` fall back to it with a note.
+    pub fn open_with_options(
+        engine: KernelEngine,
+        path: &Path,
+        options: &FileOptions,
+    ) -> Result<KernelNamespace, DeviceError> {
+        let options = |direct| FileOptions { direct, ..options.clone() };
         Ok(match engine {
             KernelEngine::Buffered => Self::Sync(SyncNamespace::open(path, &options(DirectIo::Never))?),
             KernelEngine::Sync => Self::Sync(SyncNamespace::open(path, &options(DirectIo::Preferred))?),

@@ -77,6 +77,9 @@ pub enum OpenError {
     },
 }
 
+/// The most bytes of a device: what the index can name records on. A little more is taken, and left unused.
+pub const DEVICE_SIZE_MAX: u64 = EXTENT_COUNT_MAX as u64 * EXTENT_SIZE_MAX;
+
 /// Blocks of the log are at least this large, so that an image opens on devices of either common block size.
 const LOG_BLOCK_SIZE_MIN: u32 = 4096;
 
@@ -116,7 +119,7 @@ pub fn format<D: Device>(
     let size = geometry.size();
     let layout = layout::choose(size, options.shard_count)?;
     if layout.extent_count > EXTENT_COUNT_MAX {
-        return Err(OpenError::TooLarge { size, size_max: u64::from(EXTENT_COUNT_MAX) * EXTENT_SIZE_MAX });
+        return Err(OpenError::TooLarge { size, size_max: DEVICE_SIZE_MAX });
     }
     let block_size = geometry.block_size.max(LOG_BLOCK_SIZE_MIN);
     // First of all no old superblock is left, then no old extent header.

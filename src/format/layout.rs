@@ -27,7 +27,7 @@ pub struct Layout {
 
 /// A device is too small for its shards.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{size} bytes are too small for {shard_count} shards: at least {size_min} are needed")]
+#[error("{size} bytes are too few for {shard_count} shard(s), which need {size_min}")]
 pub struct TooSmall {
     /// Bytes there.
     pub size: u64,
@@ -47,17 +47,21 @@ pub fn collection_extent_count(shard_count: u16) -> u32 {
     u32::from(shard_count).div_ceil(4)
 }
 
+/// The fewest bytes of a device with so many shards: one open extent and one reserved one for each, and those of garbage
+/// collection.
+pub fn size_min(shard_count: u16) -> u64 {
+    let extent_count = 2 * u64::from(shard_count) + u64::from(collection_extent_count(shard_count));
+    2 * EXTENTS_OFFSET + extent_count * EXTENT_SIZE_MIN
+}
+
 /// Chooses the sizes for a device: the largest extent, up to 64 MiB, of which every shard could have 128.
 pub fn choose(size: u64, shard_count: u16) -> Result<Layout, TooSmall> {
-    let overhead = 2 * EXTENTS_OFFSET;
-    // One open extent and one reserved one for each shard, and those of garbage collection.
-    let extent_count_min = 2 * u64::from(shard_count) + u64::from(collection_extent_count(shard_count));
-    let size_min = overhead + extent_count_min * EXTENT_SIZE_MIN;
+    let size_min = size_min(shard_count);
     if size < size_min {
         return Err(TooSmall { size, shard_count, size_min });
     }
     // Copies 2 and 3 stand at a multiple of 64 KiB, so what is beyond the last one stays unused.
-    let area = (size & !0xffff) - overhead;
+    let area = (size & !0xffff) - 2 * EXTENTS_OFFSET;
     let wanted = area / (EXTENTS_PER_SHARD * u64::from(shard_count));
     // `wanted` may be 0 on the smallest devices; the floor of the clamp covers it.
     let extent_size = (1u64 << wanted.max(1).ilog2()).clamp(EXTENT_SIZE_MIN, EXTENT_SIZE_MAX);

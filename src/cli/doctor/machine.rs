@@ -46,7 +46,7 @@ pub(super) enum Refusal {
 /// Makes a small image in a directory with each engine, the way `serve` would, and removes it.
 pub(super) fn probe(directory: &Path) -> FileProbe {
     let path = directory.join(format!(".basalt-doctor-{}", std::process::id()));
-    let options = |direct| FileOptions { create_size: Some(DEVICE_SIZE_MIN), direct };
+    let options = |direct| FileOptions { create_size: Some(DEVICE_SIZE_MIN), direct, name: None };
     let uring = UringNamespace::open(&path, &options(DirectIo::Required));
     // A ring may be refused only when the first queue asks for it.
     let uring = uring.and_then(|namespace| namespace.open_queue().map(drop)).map_err(|error| match error {
