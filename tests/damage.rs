@@ -310,6 +310,22 @@ fn superblock_copies_stand_in_for_each_other() {
     assert_eq!(canonical.read_back(&path, "all superblocks lost"), None, "it started without any superblock");
     let code = check(&path).code;
     assert!(matches!(code, Some(4 | 8)), "check without any superblock ended with {code:?}");
+    // What may be saved comes before what destroys it, and is said once.
+    let (device, to) = (path_text(&path), canonical.directory.path().join("keys.resp"));
+    for command in [
+        &["serve", "--listen", "127.0.0.1:0", "--device", device][..],
+        &["check", "--device", device],
+        &["salvage", "--device", device, "--to", path_text(&to)],
+    ] {
+        let said = basalt(command).stderr;
+        let one = |words: &str| {
+            let places: Vec<usize> = said.match_indices(words).map(|(at, _)| at).collect();
+            assert_eq!(places.len(), 1, "{command:?} says {words:?} {} times: {said}", places.len());
+            places[0]
+        };
+        assert!(one("`basalt salvage` needs one of them") < one("basalt format"), "{command:?}: {said}");
+        assert!(one("all 4 copies are gone") < one("destroys what is there"), "{command:?}: {said}");
+    }
 }
 
 /// Refuses to serve and to check, in words, and leaves every byte alone.

@@ -17,7 +17,7 @@ use crate::device::Namespace;
 use crate::engine::device_format::{OpenError, read_superblock};
 use crate::engine::io_queue::IoPolicy;
 use crate::engine::io_queue::cost::DeviceProfile;
-use crate::format::superblock::{IndexKind, NoQuorum};
+use crate::format::superblock::IndexKind;
 use crate::limits::{CONNECTION_COUNT_MAX, REACTOR_COUNT_MAX, SCRUB_RATE_DEFAULT};
 use crate::net::port::Port;
 use crate::node::{self, Node, NodeConfig, NodeError, Opened};
@@ -98,13 +98,6 @@ pub(super) fn serve(mut args: ServeArgs) -> Exit {
     });
     match served {
         Ok(()) => Exit::Done,
-        Err(NodeError::Open { source: source @ OpenError::Superblock(NoQuorum::NotFormatted), .. }) => fail(
-            Exit::Failed,
-            format!(
-                "{0}: {source}; `basalt format --device '{0}'` makes it one, if nothing is on it",
-                path.display()
-            ),
-        ),
         Err(error @ NodeError::Open { source: OpenError::OtherIndex { .. }, .. }) => fail(Exit::Usage, error),
         Err(error) => fail(Exit::Failed, error),
     }

@@ -204,7 +204,7 @@ pub fn read_superblock_for_rescue<D: Device>(
         }
         Err(error @ NoQuorum::Damaged { .. }) => {
             let superblock = superblock::choose_any(&copies).ok_or_else(|| error.clone())?;
-            notes.push(format!("{error}; one that is intact is believed"));
+            notes.push(format!("{error}; one is, and is believed"));
             superblock
         }
         Err(error @ NoQuorum::Mixed { .. }) => {

@@ -292,10 +292,19 @@ impl Quorum {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoQuorum {
     /// None of the copies was ever one.
-    #[error("not a Basalt device (it has no superblock): `basalt format` makes one of it")]
+    #[error(
+        "it has no superblock: it is not a Basalt device, or all {copies} copies are gone. `basalt salvage` needs one of them, so nothing can be \
+         read of it as it is: make sure that it is the right device, and copy all of it elsewhere first if anything on it matters. `basalt \
+         format` makes a new device of it and destroys what is there",
+        copies = SUPERBLOCK_COPIES
+    )]
     NotFormatted,
     /// Some are there, but no two agree.
-    #[error("the superblock is damaged: no two of its {copies} copies agree ({detail})", copies = SUPERBLOCK_COPIES)]
+    #[error(
+        "the superblock is damaged: no two of its {copies} copies agree ({detail}); `basalt salvage` needs one that is intact to save what \
+         is there",
+        copies = SUPERBLOCK_COPIES
+    )]
     Damaged {
         /// What is wrong with each.
         detail: String,
