@@ -71,11 +71,21 @@ fn what_is_of_something_else_is_refused_in_words() {
         let args = [&NODE[..], &["disk.toml"], more].concat();
         let ended = basalt_in(directory.path(), &args).expect_code(2, words);
         assert!(ended.stderr.contains(words) && ended.stderr.contains("disk.toml"), "{}", ended.stderr);
+        let last = ended.stderr.lines().last().unwrap_or_default();
+        assert!(last.contains(words) && last.contains("basalt qualify --profile"), "{}", ended.stderr);
     };
     serve(&["--engine", "pool"], "measured through sync, and the device is used through pool");
     for (other, words) in [
         (text.replace("profile_version = 1", "profile_version = 7"), "of version 7"),
-        (text.replace("read_depth", "depth_of_reads"), "depth_of_reads"),
+        (
+            text.replace("read_depth", "depth_of_reads"),
+            "read_depth is missing: it must be a whole number from 1 to 65536",
+        ),
+        (text.replace("read_iops = ", "read_iops = -"), "it must be a number from 1 to 1000000000"),
+        (
+            text.replace("read_iops = ", "read_iops = \"fast\" # "),
+            "read_iops is of the type string: it must be a number",
+        ),
         (text.replace("[disk]", "[disk]\nserial = \"of another\""), "measured of"),
         ("SET key value".to_owned(), "no profile"),
     ] {

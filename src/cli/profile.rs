@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::Exit;
 use super::device_path::unfinished;
 use crate::device::block_queue::BlockQueue;
-use crate::engine::io_queue::cost::DeviceProfile;
+use crate::engine::io_queue::cost::{DeviceProfile, FIGURES};
 
 /// The version of the file that this program writes, and the only one that it reads.
 const VERSION: u32 = 1;
@@ -107,11 +107,13 @@ impl Profile {
     /// Reads one. The error says which file, what is wrong and what to do.
     pub(super) fn read(path: &Path) -> Result<Profile, String> {
         let failed = |why: &dyn fmt::Display| format!("cannot use the profile {}: {why}", path.display());
-        let text = read_short(path).map_err(|error| failed(&error))?;
+        let text = read_short(path).map_err(|error| {
+            failed(&format!("{error}; name a file that `basalt qualify --profile` has made"))
+        })?;
         let again = format!("`basalt qualify --profile {}` makes a new one", path.display());
         // What is no profile is not written over.
         let AnyVersion { profile_version } = toml::from_str(&text).map_err(|error| {
-            failed(&format!("it is no profile: {}; remove it, then {again}", error.message()))
+            failed(&format!("it is no profile: {}; remove it, then {again}", one_line(&text, &error)))
         })?;
         if profile_version != VERSION {
             let why = format!(
@@ -119,10 +121,13 @@ impl Profile {
             );
             return Err(failed(&why));
         }
-        let profile: Profile =
-            toml::from_str(&text).map_err(|error| failed(&error.to_string().trim_end()))?;
-        profile.figures.check().map_err(|error| failed(&format!("{error}; {again}")))?;
-        Ok(profile)
+        // Figures are looked at one by one first, since only so an error says which it is about, and what it may be.
+        let in_words = |error: toml::de::Error| one_line(&text, &error);
+        let checked = toml::from_str(&text)
+            .map_err(in_words)
+            .and_then(|table: toml::Table| check_figures(table.get("figures")))
+            .and_then(|()| toml::from_str(&text).map_err(in_words));
+        checked.map_err(|why| failed(&format!("{why}; {again}")))
     }
 
     /// What was measured, if it was measured of this disk through this engine.
@@ -171,6 +176,42 @@ impl Profile {
             let _ = std::fs::remove_file(&unfinished);
             format!("cannot write the profile {}: {error}", path.display())
         })
+    }
+}
+
+/// The words of an error, and the line of the file that it is about if it is about a single one.
+fn one_line(text: &str, error: &toml::de::Error) -> String {
+    let words = error.message().lines().collect::<Vec<_>>().join(", ");
+    let line = error.span().and_then(|span| {
+        let start = text.get(..span.start)?.rfind('\n').map_or(0, |at| at + 1);
+        let line = text[start..].lines().next()?;
+        (span.end <= start + line.len() && line.contains('=')).then_some(line.trim())
+    });
+    line.map_or(words.clone(), |line| format!("`{line}`: {words}"))
+}
+
+/// Whether every figure is there and one that a device may have. Says which is not, and what it may be.
+fn check_figures(figures: Option<&toml::Value>) -> Result<(), String> {
+    let Some(toml::Value::Table(found)) = figures else {
+        return Err("the section [figures] is missing".to_owned());
+    };
+    for figure in FIGURES {
+        let name = figure.name;
+        let kind = if figure.is_whole { "a whole number" } else { "a number" };
+        let range = format!("it must be {kind} from {} to {}", figure.least, figure.most);
+        let shown = match found.get(name) {
+            Some(toml::Value::Integer(value)) if figure.allows(*value as f64) => continue,
+            Some(toml::Value::Float(value)) if figure.allows(*value) && !figure.is_whole => continue,
+            Some(toml::Value::Integer(value)) => value.to_string(),
+            Some(toml::Value::Float(value)) => format!("{value:?}"),
+            Some(other) => format!("of the type {}", other.type_str()),
+            None => "missing".to_owned(),
+        };
+        return Err(format!("the figure {name} is {shown}: {range}"));
+    }
+    match found.keys().find(|name| FIGURES.iter().all(|figure| figure.name != **name)) {
+        Some(name) => Err(format!("it has the figure {name}, which profiles of this version do not have")),
+        None => Ok(()),
     }
 }
 
@@ -259,14 +300,45 @@ mod tests {
             (String::new(), "it is no profile"),
             ("not = [toml".to_owned(), "it is no profile"),
             (text.replace("profile_version = 1", "profile_version = 2"), "of version 2"),
-            (text.replace("read_depth", "read_dept"), "read_dept"),
-            (text.replace("read_depth = 256", "read_depth = 0"), "read_depth is 0"),
-            (text.replace("read_depth = 256", ""), "read_depth"),
+            (text.replace("[figures]", "[figures]\nread_dept = 1"), "the figure read_dept, which"),
+            (text.replace("[disk]", "[disk]\nwheels = 4"), "wheels"),
+            (text.replace("[disk]", "[disk]\nserial = 4"), "`serial = 4`: invalid type: integer"),
+            (text.replace("[figures]", "[figs]"), "[figures] is missing"),
+            (
+                text.replace("read_depth = 256", "read_depth = 0"),
+                "read_depth is 0: it must be a whole number from 1 to 65536",
+            ),
+            (
+                text.replace("read_depth = 256", "read_depth = 5000000000"),
+                "read_depth is 5000000000: it must be",
+            ),
+            (
+                text.replace("read_depth = 256", "read_depth = 256.5"),
+                "read_depth is 256.5: it must be a whole number",
+            ),
+            (
+                text.replace("read_depth = 256", "read_depth = 256.0"),
+                "read_depth is 256.0: it must be a whole number",
+            ),
+            (text.replace("read_depth = 256", ""), "read_depth is missing: it must be"),
+            (
+                text.replace("read_iops = 100000.0", "read_iops = \"fast\""),
+                "read_iops is of the type string: it must be a number from 1 to 1000000000",
+            ),
+            (text.replace("read_iops = 100000.0", "read_iops = nan"), "read_iops is NaN: it must be"),
+            (text.replace("read_iops = 100000.0", "read_iops = -inf"), "read_iops is -inf: it must be"),
         ] {
             std::fs::write(&path, text).unwrap();
             let error = Profile::read(&path).unwrap_err();
-            assert!(error.contains(words) && error.contains("file"), "{error}");
+            assert!(error.contains(words) && error.contains("file"), "{words:?}: {error}");
+            assert!(
+                error.contains("`basalt qualify --profile ") && !error.contains('\n'),
+                "{words:?}: {error}"
+            );
         }
+        // A whole number is a number.
+        std::fs::write(&path, text.replace("read_iops = 100000.0", "read_iops = 100000")).unwrap();
+        assert_eq!(Profile::read(&path).unwrap().figures, ASSUMED);
         for (text, is_refused) in
             [("data that somebody wants", true), ("", true), ("profile_version = 9", false)]
         {
