@@ -533,6 +533,7 @@ fn check_says_clean_in_words_and_in_json() {
         basalt(&["check", "--device", path_text(&options.device), "--json"]).expect_code(0, "check --json");
     let parsed: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
     assert!(parsed.is_object(), "{parsed}");
+    assert_eq!(parsed["device_size_bytes"], std::fs::metadata(&options.device).unwrap().len(), "{parsed}");
     basalt(&["check", "--device", path_text(&directory.path().join("none.img"))]).expect_code(8, "no device");
     assert!(!directory.path().join("none.img").exists(), "check makes no image");
 }

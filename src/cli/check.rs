@@ -50,7 +50,7 @@ pub(super) fn check(args: &CheckArgs) -> Exit {
 fn print(name: &str, report: &Report) {
     say(format!(
         "{name}: {}, UUID {}, {}, {} of {} extents used, {}, {} in {} ({})",
-        size::show(report.device_size),
+        size::show(report.device_size_bytes),
         report.uuid,
         size::count(report.shard_count.into(), "shard"),
         report.extents_used,

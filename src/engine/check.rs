@@ -20,9 +20,9 @@ pub struct Report {
     /// Shards.
     pub shard_count: u16,
     /// Bytes that it was formatted with.
-    pub device_size: u64,
+    pub device_size_bytes: u64,
     /// Bytes of one extent.
-    pub extent_size: u64,
+    pub extent_size_bytes: u64,
     /// Extents on it.
     pub extent_count: u32,
     /// Extents that hold data.
@@ -77,8 +77,8 @@ pub fn check<D: Device>(device: &mut D, progress: &mut dyn FnMut(u64, u64)) -> R
         uuid: uuid::Uuid::from_bytes(superblock.uuid).to_string(),
         boot: superblock.boot,
         shard_count: superblock.shard_count,
-        device_size: superblock.layout.device_size,
-        extent_size: superblock.layout.extent_size,
+        device_size_bytes: superblock.layout.device_size,
+        extent_size_bytes: superblock.layout.extent_size,
         extent_count: superblock.layout.extent_count,
         extents_used: shards.iter().map(|shard| shard.used_extents.len() as u32).sum(),
         keys: 0,
