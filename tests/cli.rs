@@ -538,6 +538,39 @@ fn check_says_clean_in_words_and_in_json() {
     assert!(!directory.path().join("none.img").exists(), "check makes no image");
 }
 
+/// A script that asked for JSON gets it whatever happens; the words on standard error are the same as without.
+#[test]
+fn errors_are_json_where_json_was_asked_for() {
+    let table: &[(i32, &str, &[&str])] = &[
+        (8, "x.img", &["check", "--device", "x.img"]),
+        (3, "x.img", &["check", "--device", "x.img", "--engine", "mmap"]),
+        (8, "x.img", &["salvage", "--device", "x.img", "--to", "keys.resp"]),
+        (1, "x.img", &["inspect", "superblock", "--device", "x.img"]),
+        (2, "x.img", &["inspect", "key", r"\q", "--escaped", "--device", "x.img"]),
+        (1, "x.img", &["qualify", "--device", "x.img"]),
+        (2, "a temporary file in .", &["qualify", "--profile", "none/disk.toml"]),
+        (1, "x.img", &["bench", "device", "--device", "x.img"]),
+        // A domain that no machine has.
+        (1, "fffffffe:00:00.0", &["device", "identify", "fffffffe:00:00.0"]),
+        (1, "fffffffe:00:00.0", &["device", "bind", "fffffffe:00:00.0"]),
+        (1, "fffffffe:00:00.0", &["device", "unbind", "fffffffe:00:00.0"]),
+    ];
+    let directory = temp_dir();
+    for (code, device, args) in table {
+        let plain = common::node::basalt_in(directory.path(), args).expect_code(*code, &format!("{args:?}"));
+        assert!(plain.stdout.is_empty(), "{args:?}: {}", plain.stdout);
+        let asked: &[&str] = if args[0] == "bench" { &["--json", "-"] } else { &["--json"] };
+        let ended = common::node::basalt_in(directory.path(), &[args, asked].concat());
+        let ended = ended.expect_code(*code, &format!("{args:?} {asked:?}"));
+        let value: serde_json::Value = serde_json::from_str(&ended.stdout)
+            .unwrap_or_else(|error| panic!("{args:?}: {error}: {}", ended.text()));
+        assert_eq!(value[if args[0] == "device" { "bdf" } else { "device" }], *device, "{args:?}: {value}");
+        let error = value["error"].as_str().unwrap_or_else(|| panic!("{args:?}: {value}"));
+        assert_eq!(ended.stderr, plain.stderr, "{args:?}");
+        assert_eq!(ended.stderr.trim_end(), format!("basalt: error: {error}"), "{args:?}");
+    }
+}
+
 /// Expired keys go away by themselves: DBSIZE follows without anyone reading them.
 #[test]
 fn expired_keys_stay_gone_across_restarts() {

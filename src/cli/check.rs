@@ -3,21 +3,17 @@
 use super::device_path::{self, OpenOptions, with_namespace};
 use super::engine_name::EngineName;
 use super::progress::Progress;
-use super::{CheckArgs, Exit, fail, say};
+use super::{CheckArgs, Exit, fail_on, say};
 use crate::device::Namespace;
 use crate::engine::check::{Report, check as check_device};
 use crate::size;
 
 pub(super) fn check(args: &CheckArgs) -> Exit {
+    let failed = |exit, text: String| fail_on(args.device.display(), args.json, exit, text);
     if let Some(why) = args.engine.and_then(EngineName::why_not_served) {
-        return fail(Exit::Refused, why);
+        return failed(Exit::Refused, why.to_owned());
     }
-    let could_not = |text: String| {
-        if args.json {
-            say(serde_json::json!({ "device": args.device.display().to_string(), "error": text }));
-        }
-        fail(Exit::CouldNotRun, text)
-    };
+    let could_not = |text| failed(Exit::CouldNotRun, text);
     let namespace = match device_path::open(
         &args.device,
         OpenOptions { engine: args.engine, spdk: Some(&args.spdk), queue_count: 1, ..OpenOptions::default() },

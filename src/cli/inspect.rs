@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 
 use super::device_path::{self, OpenOptions, with_namespace};
 use super::progress::Progress;
-use super::{Exit, SpdkArgs, fail, note, say};
+use super::{Exit, SpdkArgs, fail_on, note, say};
 use crate::device::{Device, Namespace};
 use crate::engine::device_format::OpenError;
 use crate::engine::inspect::{
@@ -86,13 +86,14 @@ pub(super) fn inspect(args: &InspectArgs) -> Exit {
     };
     let options = OpenOptions { spdk: Some(&on.spdk), queue_count: 1, ..OpenOptions::default() };
     let name = on.device.display().to_string();
+    let failed = |exit, text: String| fail_on(&name, on.json, exit, text);
     let key = match key_of(&args.what) {
         Ok(key) => key,
-        Err(text) => return fail(Exit::Usage, text),
+        Err(text) => return failed(Exit::Usage, text),
     };
     let namespace = match device_path::open(&on.device, options) {
         Ok(namespace) => namespace,
-        Err(error) => return fail(Exit::Failed, error),
+        Err(error) => return failed(Exit::Failed, error.to_string()),
     };
     let mut progress = Progress::new("reading");
     let seen = with_namespace!(&namespace, namespace => match namespace.open_queue() {
@@ -101,9 +102,9 @@ pub(super) fn inspect(args: &InspectArgs) -> Exit {
     });
     progress.end();
     match seen {
-        Err(text) => return fail(Exit::Failed, text),
+        Err(text) => return failed(Exit::Failed, text),
         Ok(Seen::NoSuchExtent(count)) => {
-            return fail(Exit::Usage, format!("{name} has extents 0 to {}", count.saturating_sub(1)));
+            return failed(Exit::Usage, format!("{name} has extents 0 to {}", count.saturating_sub(1)));
         }
         Ok(Seen::Superblock(view)) if on.json => say(serde_json::json!(view)),
         Ok(Seen::Extents(views)) if on.json => say(serde_json::json!({ "extents": views })),

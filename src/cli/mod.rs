@@ -315,6 +315,14 @@ fn fail(exit: Exit, text: impl Display) -> Exit {
     exit
 }
 
+/// The same of a command that reports on a device, as an object on standard output too where a script asks for JSON.
+fn fail_on(device: impl Display, is_json: bool, exit: Exit, text: impl Display) -> Exit {
+    if is_json {
+        say(serde_json::json!({ "device": device.to_string(), "error": text.to_string() }));
+    }
+    fail(exit, text)
+}
+
 /// An address to listen on. Names are not looked up: what they mean may change.
 fn listen_address(text: &str) -> Result<std::net::SocketAddr, String> {
     text.parse()

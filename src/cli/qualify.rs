@@ -15,7 +15,7 @@ use super::device_path::with_namespace;
 use super::engine_name::EngineName;
 use super::profile::{self, Disk, Profile};
 use super::progress::Progress;
-use super::{Exit, fail, note, say};
+use super::{Exit, fail_on, note, say};
 use crate::device::{Geometry, Namespace};
 use crate::engine::io_queue::cost::{self, DeviceProfile};
 use crate::measure::durable::{self, Durable, DurableLoad, Order};
@@ -94,24 +94,25 @@ const STEPS: u64 = 13 + DEPTHS.len() as u64;
 
 pub(super) fn qualify(args: &QualifyArgs) -> Exit {
     let engine = args.engine.unwrap_or_else(|| args.target.engine_default());
+    let failed = |exit, text: String| fail_on(args.target.name(), args.json, exit, text);
     if let Some(why) = engine.why_not_served() {
-        return fail(Exit::Refused, why);
+        return failed(Exit::Refused, why.to_owned());
     }
     if let Some(Err((exit, text))) = args.profile.as_deref().map(profile::check_place) {
-        return fail(exit, text);
+        return failed(exit, text);
     }
     let target = match Target::new(&args.target, engine, true) {
         Ok(target) => target,
-        Err((exit, text)) => return fail(exit, text),
+        Err((exit, text)) => return failed(exit, text),
     };
     let (report, disk) = match run(args, engine, &target) {
         Ok(measured) => measured,
-        Err(text) => return fail(Exit::Failed, format!("{}: {text}", target.name)),
+        Err(text) => return failed(Exit::Failed, format!("{}: {text}", target.name)),
     };
     if let Some(path) = &args.profile {
         let profile = Profile::new(&report.engine, disk, report.figures.clone());
         if let Err(text) = profile.write(path) {
-            return fail(Exit::Failed, text);
+            return failed(Exit::Failed, text);
         }
         note(format!("what was measured is in {0}: `basalt serve --profile {0}` goes by it", path.display()));
     }

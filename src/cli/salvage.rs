@@ -38,19 +38,20 @@ pub(super) fn salvage(args: &SalvageArgs) -> Exit {
     let to_stdout = args.to.as_os_str() == "-";
     // Nothing is opened for writing before the device is: a name that was mistyped must not cost a file.
     let options = OpenOptions { spdk: Some(&args.spdk), queue_count: 1, ..OpenOptions::default() };
-    let could_not = |text: String| {
+    let failed = |exit, text: String| {
         if args.json {
             tell(to_stdout, serde_json::json!({ "device": name, "error": text }));
         }
-        fail(Exit::CouldNotRun, text)
+        fail(exit, text)
     };
+    let could_not = |text| failed(Exit::CouldNotRun, text);
     let namespace = match device_path::open(&args.device, options) {
         Ok(namespace) => namespace,
         Err(error) => return could_not(error.to_string()),
     };
     let export = match begin(&args.to, args.force) {
         Ok(export) => export,
-        Err((exit, text)) => return fail(exit, text),
+        Err((exit, text)) => return failed(exit, text),
     };
     let mut sink = ToFile { export, progress: Progress::new("salvaging"), only_certain: args.only_certain };
     let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
@@ -62,7 +63,7 @@ pub(super) fn salvage(args: &SalvageArgs) -> Exit {
         }
     });
     sink.progress.end();
-    let cannot_write = |error: io::Error| fail(Exit::Failed, format!("{}: {error}", args.to.display()));
+    let cannot_write = |error: io::Error| failed(Exit::Failed, format!("{}: {error}", args.to.display()));
     let report = match saved {
         Ok(report) => report,
         Err(SalvageError::Open(error)) => {

@@ -18,7 +18,7 @@ use self::target::{Failure, TAIL_SIZE, Target, TargetArgs};
 use super::device_path::{AnyNamespace, with_namespace};
 use super::engine_name::EngineName;
 use super::progress::Progress;
-use super::{Exit, fail, note, say};
+use super::{Exit, fail, fail_on, note, say};
 use crate::device::Namespace;
 use crate::limits::DEVICE_DEPTH;
 use crate::measure::durable::{self, Durable, DurableLoad, Order};
@@ -132,12 +132,17 @@ pub(super) fn bench(args: &BenchArgs) -> Exit {
     let BenchCommand::Device(args) = &args.command;
     match bench_device(args) {
         Ok(report) => finish(args, &report),
-        Err((exit, text)) => fail(exit, text),
+        Err((exit, text)) => {
+            fail_on(args.target.name(), args.json.as_deref().is_some_and(is_stdout), exit, text)
+        }
     }
 }
 
+fn is_stdout(path: &Path) -> bool {
+    path.as_os_str() == "-"
+}
+
 fn finish(args: &DeviceBenchArgs, report: &Report) -> Exit {
-    let is_stdout = |path: &Path| path.as_os_str() == "-";
     let json = serde_json::json!(report);
     if !args.json.as_deref().is_some_and(is_stdout) {
         say(table::table(report));

@@ -46,6 +46,14 @@ pub(in crate::cli) struct TargetArgs {
 }
 
 impl TargetArgs {
+    /// What people call it.
+    pub(in crate::cli) fn name(&self) -> String {
+        match &self.device {
+            Some(path) => path.display().to_string(),
+            None => format!("a temporary file in {}", self.dir.display()),
+        }
+    }
+
     /// The engine without a wish for one.
     pub(in crate::cli) fn engine_default(&self) -> EngineName {
         let id = self.device.as_deref().and_then(device_path::transport_id);
@@ -181,7 +189,7 @@ fn temporary(args: &TargetArgs) -> Result<Target, String> {
         })?;
     Ok(Target {
         path: PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())),
-        name: format!("a temporary file in {dir}"),
+        name: args.name(),
         size,
         queue: BlockQueue::of(&file),
         temporary: Some(file),
@@ -192,7 +200,7 @@ fn temporary(args: &TargetArgs) -> Result<Target, String> {
 fn named(args: &TargetArgs, path: &Path, engine: EngineName, is_written: bool) -> Result<Target, Failure> {
     let mut target = Target {
         path: path.to_owned(),
-        name: path.display().to_string(),
+        name: args.name(),
         size: 0,
         temporary: None,
         queue: File::open(path).ok().and_then(|file| BlockQueue::of(&file)),

@@ -119,11 +119,11 @@ fn needs_root(system: &System, dry_run: bool, verb: &str, bdf: crate::pci::Bdf) 
 
 fn refusal(controller: &Controller, in_use: &[User], data: &[String], args: &BindArgs) -> Report {
     if args.json {
+        let text = format!("{} is in use or carries data. Nothing was changed", controller.describe());
         let found = serde_json::json!({
             "bdf": controller.bdf, "model": controller.model, "serial": controller.serial,
-            "refused": true, "users": in_use, "data": data,
+            "refused": true, "users": in_use, "data": data, "error": text,
         });
-        let text = format!("{} is in use or carries data. Nothing was changed", controller.describe());
         return Report { out: found.to_string(), error: Some(text), exit: Exit::Refused };
     }
     let again = format!("basalt device bind {}", controller.bdf);

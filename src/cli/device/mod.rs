@@ -126,14 +126,18 @@ pub(super) fn device(args: &DeviceArgs) -> Exit {
     }
 }
 
-/// `ask` asks a controller that a driver for user space has.
+/// `ask` asks a controller that a driver for user space has. Where a script wants JSON, an error is an object on standard output too.
 fn run(system: &System, command: &DeviceCommand, tell: &mut dyn FnMut(&str), ask: &identify::Ask) -> Report {
-    match command {
-        DeviceCommand::List(args) => list::list(system, args),
-        DeviceCommand::Bind(args) => bind::bind(system, args, tell),
-        DeviceCommand::Unbind(args) => bind::unbind(system, args, tell),
-        DeviceCommand::Identify(args) => identify::report(system, args, ask),
+    let (mut report, bdf) = match command {
+        DeviceCommand::List(args) => return list::list(system, args),
+        DeviceCommand::Bind(args) => (bind::bind(system, args, tell), args.json.then_some(args.bdf)),
+        DeviceCommand::Unbind(args) => (bind::unbind(system, args, tell), args.json.then_some(args.bdf)),
+        DeviceCommand::Identify(args) => (identify::report(system, args, ask), args.json.then_some(args.bdf)),
+    };
+    if let (Some(bdf), Some(error), "") = (bdf, &report.error, &*report.out) {
+        report.out = serde_json::json!({ "bdf": bdf, "error": error }).to_string();
     }
+    report
 }
 
 /// The controller at an address, or what to say.

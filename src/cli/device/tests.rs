@@ -624,6 +624,16 @@ fn refusals_and_results_are_json_where_a_script_asks() {
     let value: serde_json::Value = serde_json::from_str(&report.out).unwrap();
     assert_eq!((report.exit, &value["refused"]), (Exit::Refused, &true.into()));
     assert_eq!(value["data"][0], "/dev/nvme0n1: an XFS file system");
+    assert!(value["error"].as_str().is_some_and(|text| text.contains("carries data")), "{value}");
+    for line in ["bind", "unbind", "identify"].map(|command| format!("{command} 0000:09:00.0")) {
+        let (plain, _) = run(&machine, &line);
+        assert!(plain.out.is_empty(), "{line}: {}", plain.out);
+        let (report, _) = run(&machine, &format!("{line} --json"));
+        let value: serde_json::Value = serde_json::from_str(&report.out).unwrap();
+        assert_eq!((report.exit, &report.error), (Exit::Failed, &plain.error), "{line}");
+        assert_eq!(value["bdf"], "0000:09:00.0");
+        assert_eq!(value["error"].as_str(), plain.error.as_deref(), "{line}");
+    }
     let (report, _) = run(&machine, &format!("unbind {BDF} --json"));
     let value: serde_json::Value = serde_json::from_str(&report.out).unwrap();
     assert_eq!((&value["driver"], &value["was_bound"]), (&"nvme".into(), &true.into()));
