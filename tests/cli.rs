@@ -89,8 +89,9 @@ fn wrong_usage_exits_with_2_and_leaves_nothing_behind() {
         &["serve", "--durability", "bytes=-5"],
         &["serve", "--device"],
         &["format"],
-        &["check"],
         &["check", "--device", "x.img", "extra"],
+        &["salvage"],
+        &["inspect"],
         &["device", "bind"],
         &["device", "bind", "nvme0"],
         &["device", "bind", "0000:01:00.0", "--force"],
@@ -175,6 +176,27 @@ fn serve_without_a_device_makes_an_image_here_and_finds_it_again() {
     assert_eq!(call!(node.client(), "GET", "k"), Reply::bulk("v"));
     node.stop();
     check(&image).expect_code(0, "check of the image that serve made");
+    // What only reads it looks there too.
+    let here = |args: &[&str]| common::node::basalt_in(directory.path(), args);
+    let help_names_it = |command: &[&str]| {
+        let help = here(&[command, &["--help"]].concat()).stdout;
+        let words: Vec<&str> = help.split_whitespace().collect();
+        assert!(words.join(" ").contains("[default: ./basalt.img]"), "{command:?}: {help}");
+    };
+    help_names_it(&["serve"]);
+    for (command, more) in [
+        (&["check"][..], &[][..]),
+        (&["inspect", "superblock"], &[]),
+        (&["inspect", "key"], &["k"]),
+        (&["salvage"], &["--to", "k.resp"]),
+    ] {
+        here(&[command, more].concat()).expect_code(0, &format!("{command:?} without a device"));
+        help_names_it(command);
+    }
+    std::fs::remove_file(&image).unwrap();
+    let ended = here(&["check"]).expect_code(8, "check without a device, and none here");
+    assert!(ended.stderr.contains("./basalt.img") && !image.exists(), "{}", ended.stderr);
+    here(&["format"]).expect_code(2, "what writes wants its device named");
 }
 
 #[test]

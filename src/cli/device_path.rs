@@ -18,6 +18,9 @@ use crate::device::{Device, DeviceError, Namespace, blocking};
 use crate::engine::device_format::{OpenError, read_superblock};
 use crate::pci::{Bdf, controller, system::System};
 
+/// What is served, and looked at, where nobody names a device.
+pub(super) const DEVICE_DEFAULT: &str = "./basalt.img";
+
 /// A device opened with one of the engines.
 pub(super) enum AnyNamespace {
     Uring(UringNamespace),

@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Subcommand};
 
-use super::device_path::{self, OpenOptions, with_namespace};
+use super::device_path::{self, DEVICE_DEFAULT, OpenOptions, with_namespace};
 use super::progress::Progress;
 use super::{Exit, SpdkArgs, fail_on, note, say};
 use crate::device::{Device, Namespace};
@@ -57,7 +57,7 @@ enum What {
 #[derive(Debug, Args)]
 struct On {
     /// File, block device or NVMe controller, as for serve; no node may be serving it
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", default_value = DEVICE_DEFAULT)]
     device: PathBuf,
     /// Show it as JSON.
     #[arg(long)]

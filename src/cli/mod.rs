@@ -30,6 +30,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use self::device_path::DEVICE_DEFAULT;
 use self::engine_name::EngineName;
 use crate::engine::durability::Durability;
 use crate::engine::io_queue::IoPolicy;
@@ -214,7 +215,7 @@ struct FormatArgs {
 #[derive(Debug, Args)]
 struct CheckArgs {
     /// File, block device or NVMe controller, as for serve
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", default_value = DEVICE_DEFAULT)]
     device: PathBuf,
     /// How it is read (as for serve)
     #[arg(long, value_name = "ENGINE")]
@@ -229,7 +230,7 @@ struct CheckArgs {
 #[derive(Debug, Args)]
 struct SalvageArgs {
     /// File, block device or NVMe controller, as for serve; no node may be serving it
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", default_value = DEVICE_DEFAULT)]
     device: PathBuf,
     /// File for the keys, as RESP commands; - is standard output
     #[arg(long, value_name = "FILE")]

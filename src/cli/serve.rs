@@ -8,7 +8,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::device_path::{self, OpenOptions, with_namespace};
+use super::device_path::{self, DEVICE_DEFAULT, OpenOptions, with_namespace};
 use super::engine_name::EngineName;
 use super::profile::{Disk, Profile};
 use super::progress::Progress;
@@ -24,7 +24,6 @@ use crate::node::{self, Node, NodeConfig, NodeError, Opened};
 use crate::reactor::{SpinPolicy, cores};
 use crate::size;
 
-const DEVICE_DEFAULT: &str = "basalt.img";
 const LISTEN_DEFAULT: ([u8; 4], u16) = ([127, 0, 0, 1], 6379);
 
 /// Descriptors that a node needs beside its connections, with room to spare.
