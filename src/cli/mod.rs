@@ -122,7 +122,7 @@ struct ServeArgs {
     /// +iopoll behind it [default: spdk for a controller; else uring, or sync where io_uring is forbidden]
     #[arg(long, value_name = "ENGINE")]
     engine: Option<EngineName>,
-    /// Size of a file that is created, such as 4GiB [default: 4GiB]
+    /// Size of a file that is created, such as 4GiB or 4G; 4GB are 4,000,000,000 bytes. Whole blocks of 4 KiB [default: 4GiB]
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     size: Option<u64>,
     /// Index of a device that is created: hash, or ordered, which knows the keys in order (as for format); where the device is there,
@@ -185,7 +185,7 @@ struct FormatArgs {
     /// How it is written (as for serve); the device is the same whichever it is
     #[arg(long, value_name = "ENGINE")]
     engine: Option<EngineName>,
-    /// Size of a file that is created, such as 4GiB [default: 4GiB]
+    /// Size of a file that is created, such as 4GiB or 4G; 4GB are 4,000,000,000 bytes. Whole blocks of 4 KiB [default: 4GiB]
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     size: Option<u64>,
     /// Shards that the keys are spread over: the most reactors that can ever share the device [default: four for each reactor that

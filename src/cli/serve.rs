@@ -14,6 +14,7 @@ use super::profile::{Disk, Profile};
 use super::progress::Progress;
 use super::{Exit, ServeArgs, config_file, fail, format, memory, note, say};
 use crate::device::Namespace;
+use crate::device::file::whole_blocks;
 use crate::engine::device_format::{OpenError, read_superblock};
 use crate::engine::io_queue::IoPolicy;
 use crate::engine::io_queue::cost::DeviceProfile;
@@ -158,7 +159,7 @@ fn prepare_device(path: &Path, args: &ServeArgs) -> Result<(), (Exit, String)> {
     if let Some(size) = size
         && let Ok(metadata) = path.metadata()
         && metadata.is_file()
-        && metadata.len() != size
+        && metadata.len() != whole_blocks(size)
     {
         let text = format!(
             "{} has {} and --size says {}: leave --size out, or name another file",

@@ -39,6 +39,11 @@ const TRANSFER_SIZE_MAX: u32 = 1 << 20;
 /// Both margins and one extent of the smallest kind: less is certainly a mistake.
 pub const DEVICE_SIZE_MIN: u64 = 2 * limits::DEVICE_MARGIN_SIZE + limits::EXTENT_SIZE_MIN;
 
+/// What a file has that is created with so many bytes.
+pub fn whole_blocks(size: u64) -> u64 {
+    size - size % u64::from(BLOCK_SIZE)
+}
+
 /// Whether to go around the kernel's page cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DirectIo {
@@ -214,7 +219,7 @@ fn unusable(name: &str, cause: impl Into<String>) -> DeviceError {
 }
 
 fn create(path: &Path, name: &str, size: u64) -> Result<File, DeviceError> {
-    let size = size - size % u64::from(BLOCK_SIZE);
+    let size = whole_blocks(size);
     if size < DEVICE_SIZE_MIN {
         return Err(unusable(name, format!("{size} bytes are too few; the least is {DEVICE_SIZE_MIN}")));
     }
