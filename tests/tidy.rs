@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use common::basalt;
@@ -277,6 +278,34 @@ fn the_map_names_every_module() {
         }
     }
     assert!(missing.is_empty(), "ARCHITECTURE.md has no entry for {missing:?}");
+}
+
+/// README's list of commands, by group, and those that it says are not there.
+#[test]
+fn the_readme_lists_the_commands_that_there_are() {
+    let readme = read(&root().join("README.md"));
+    let section = readme.split("\n## Commands\n").nth(1).and_then(|rest| rest.split("\n## ").next());
+    let mut listed: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for line in section.expect("README has a section on commands").lines() {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        if let ["", group, names, ""] = cells[..]
+            && !matches!(group, "group" | "---")
+        {
+            let names = names.split(", ").map(str::to_owned).collect();
+            assert!(listed.insert(group.to_owned(), names).is_none(), "README lists {group} twice");
+        }
+    }
+    let absent = listed.remove("not there").expect("README says which commands are not there");
+    let mut known: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for command in ::basalt::net::command::COMMANDS {
+        known.entry(command.group.to_owned()).or_default().push(command.name.to_ascii_uppercase());
+    }
+    assert_eq!(listed, known, "README's list (left) is not the table of commands (right)");
+    let wrong: Vec<&String> =
+        absent.iter().filter(|name| known.values().flatten().any(|one| one == *name)).collect();
+    assert!(wrong.is_empty(), "README says that {wrong:?} are not there");
+    let is_name = |name: &String| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_uppercase());
+    assert!(absent.len() > 20 && absent.iter().all(is_name) && absent.is_sorted(), "{absent:?}");
 }
 
 /// The lines of README's code blocks.
