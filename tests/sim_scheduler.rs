@@ -76,7 +76,8 @@ struct Seen {
     stats: EngineStats,
 }
 
-fn beside_the_background(policy: IoPolicy, seed: u64) -> Seen {
+/// A node with garbage all over the place, on such a disk.
+fn node_with_garbage(io: &IoSettings, random: &mut Random, seed: u64) -> SimNode {
     let config = SimConfig {
         block_count: (96 << 20) / BLOCK as u64,
         bytes_per_poll: Some(BYTES_PER_POLL),
@@ -86,8 +87,7 @@ fn beside_the_background(policy: IoPolicy, seed: u64) -> Seen {
     format(&disk, 2, seed);
     let clock = Clock { unix_ms: 1_000_000, monotonic_us: 0 };
     let mut node = SimNode::boot(&disk, 1, Durability::Always, clock, seed).expect("the disk boots");
-    node.set_io(&IoSettings { policy, profile: profile(), ..IoSettings::default() });
-    let mut random = Random::new(seed);
+    node.set_io(io);
     for number in 0..KEYS {
         node.start(10 + number, set(number, 0));
     }
@@ -104,6 +104,13 @@ fn beside_the_background(policy: IoPolicy, seed: u64) -> Seen {
         step(&mut node);
     }
     node.take_done();
+    node
+}
+
+fn beside_the_background(policy: IoPolicy, seed: u64) -> Seen {
+    let mut random = Random::new(seed);
+    let io = IoSettings { policy, profile: profile(), ..IoSettings::default() };
+    let mut node = node_with_garbage(&io, &mut random, seed);
     let before = node.stats().next().expect("one engine");
     node.set_scrub_rate(1 << 40);
     let mut seen = Seen {
@@ -158,5 +165,35 @@ fn reads_and_writes_are_done_within_a_bound_beside_collection_and_scrubbing() {
         let fifo = beside_the_background(IoPolicy::Fifo, seed);
         assert!(fifo.read_polls_max > 2 * POLLS_MAX, "seed {seed}: nothing to be saved from: {fifo:?}");
         assert!(fifo.collected > 1 << 20 && fifo.scrubbed > 1 << 20, "seed {seed}: {fifo:?}");
+    }
+}
+
+#[test]
+fn what_an_engine_does_by_itself_is_no_client() {
+    for seed in 0..2 {
+        let io = IoSettings { profile: profile(), ..IoSettings::default() };
+        let mut node = node_with_garbage(&io, &mut Random::new(seed), seed);
+        let stats = |node: &SimNode| node.stats().next().expect("one engine");
+        let before = stats(&node);
+        node.clock.monotonic_us += 1_000_000;
+        node.start(2, Request::Compact);
+        let is_over = |node: &mut SimNode| node.take_done().iter().any(|(id, _)| *id == 2);
+        for polls in 0.. {
+            assert!(polls < 100_000, "it is never compacted: {:?}", stats(&node));
+            step(&mut node);
+            // Records of what is collected and retired are committed; no client uses the device for all that.
+            assert!(io.activity.is_quiet(node.clock.monotonic_us), "after {polls} polls");
+            if is_over(&mut node) {
+                break;
+            }
+        }
+        let after = stats(&node);
+        assert!(
+            after.groups > before.groups && after.gc.extents_freed > before.gc.extents_freed,
+            "{after:?}"
+        );
+        // A client's write is one.
+        polls_of(&mut node, set(1, 0), &Outcome::Reply(Reply::Ok));
+        assert!(!io.activity.is_quiet(node.clock.monotonic_us));
     }
 }

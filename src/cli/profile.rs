@@ -296,6 +296,7 @@ mod tests {
         let path = folder.path().join("file");
         Profile::new("uring", disk("vda", None), ASSUMED).write(&path).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
+        let depth = format!("read_depth = {}", ASSUMED.read_depth);
         for (text, words) in [
             (String::new(), "it is no profile"),
             ("not = [toml".to_owned(), "it is no profile"),
@@ -305,22 +306,22 @@ mod tests {
             (text.replace("[disk]", "[disk]\nserial = 4"), "`serial = 4`: invalid type: integer"),
             (text.replace("[figures]", "[figs]"), "[figures] is missing"),
             (
-                text.replace("read_depth = 256", "read_depth = 0"),
+                text.replace(&depth, "read_depth = 0"),
                 "read_depth is 0: it must be a whole number from 1 to 65536",
             ),
             (
-                text.replace("read_depth = 256", "read_depth = 5000000000"),
+                text.replace(&depth, "read_depth = 5000000000"),
                 "read_depth is 5000000000: it must be",
             ),
             (
-                text.replace("read_depth = 256", "read_depth = 256.5"),
+                text.replace(&depth, "read_depth = 256.5"),
                 "read_depth is 256.5: it must be a whole number",
             ),
             (
-                text.replace("read_depth = 256", "read_depth = 256.0"),
+                text.replace(&depth, "read_depth = 256.0"),
                 "read_depth is 256.0: it must be a whole number",
             ),
-            (text.replace("read_depth = 256", ""), "read_depth is missing: it must be"),
+            (text.replace(&depth, ""), "read_depth is missing: it must be"),
             (
                 text.replace("read_iops = 100000.0", "read_iops = \"fast\""),
                 "read_iops is of the type string: it must be a number from 1 to 1000000000",

@@ -39,6 +39,8 @@ struct Group {
     writes_left: usize,
     /// How often frames of it were put elsewhere.
     relocation_count: u32,
+    /// No client wrote anything in it.
+    is_own: bool,
     flush: bool,
     flushing: bool,
 }
@@ -53,6 +55,8 @@ pub(super) struct Committer {
     /// Flush with the next group, whatever the mode.
     flush_wanted: bool,
     gather: Gather,
+    /// Something that a client wrote waits for the next group.
+    has_clients: bool,
     /// When the oldest byte that waits for its group or flush was appended.
     dirty_since_us: Option<u64>,
     /// When the oldest record was appended that nobody waits for and that no group has taken.
@@ -71,6 +75,7 @@ impl Committer {
             durable_group: 0,
             flush_wanted: false,
             gather: Gather::default(),
+            has_clients: false,
             dirty_since_us: None,
             lazy_since_us: None,
             unflushed_size: 0,
@@ -120,11 +125,14 @@ impl Committer {
 
     /// Notes that something was appended.
     pub(super) fn on_append(&mut self, lazy: bool, clock: Clock) {
-        if !lazy {
-            self.gather.on_append();
-        }
         let since = if lazy { &mut self.lazy_since_us } else { &mut self.dirty_since_us };
         since.get_or_insert(clock.monotonic_us);
+    }
+
+    /// Notes that it was a client's, who waits for it.
+    pub(super) fn on_client_append(&mut self) {
+        self.gather.on_append();
+        self.has_clients = true;
     }
 
     fn lazy_due_us(&self) -> Option<u64> {
@@ -194,8 +202,9 @@ impl<D: Device> Engine<D> {
             return false;
         }
         let Some(flush) = self.committer.decide(&self.shards, clock) else { return false };
-        let mut group =
-            Group { frames: Vec::new(), writes_left: 0, relocation_count: 0, flush, flushing: false };
+        let is_own = !std::mem::take(&mut self.committer.has_clients);
+        let (frames, writes_left, relocation_count) = (Vec::new(), 0, 0);
+        let mut group = Group { frames, writes_left, relocation_count, is_own, flush, flushing: false };
         for (at, shard) in self.shards.iter_mut().enumerate() {
             let Some(sealed) = shard.log.seal(shard.durable_frame) else { continue };
             let SealedFrame { frame, writes, entries, chunks, moved, placed } = sealed;
@@ -203,7 +212,7 @@ impl<D: Device> Engine<D> {
             shard.being_written = Some((placed.extent, placed.start()));
             for (offset, data) in writes {
                 self.committer.unflushed_size += data.len() as u64;
-                group.writes_left += self.queue.write(group.frames.len(), offset, data);
+                group.writes_left += self.queue.write(group.frames.len(), offset, &data, is_own);
             }
             group.frames.push(GroupFrame { shard: at, frame, entries, chunks, moved, placed, failed: None });
         }
@@ -280,7 +289,7 @@ impl<D: Device> Engine<D> {
             }
             frame.placed = placed;
             for (offset, data) in writes {
-                group.writes_left += self.queue.write(index, offset, data);
+                group.writes_left += self.queue.write(index, offset, &data, group.is_own);
             }
         }
         true
@@ -300,7 +309,7 @@ impl<D: Device> Engine<D> {
             || (is_planted(Bug::SkipsFlushAfterRelocation) && group.relocation_count > 0);
         if group.flush && self.queue.device().geometry().volatile_cache && !is_skipped {
             group.flushing = true;
-            self.queue.flush();
+            self.queue.flush(group.is_own);
             return;
         }
         self.finish_group(clock);

@@ -575,7 +575,7 @@ impl<D: Device> Engine<D> {
     fn read_on(&mut self, active: &mut Collection) {
         active.bytes.drain(..std::mem::take(&mut active.done));
         let from = active.at + active.bytes.len() as u64;
-        let piece_size = self.queue.transfer_size_max(Class::Collect);
+        let piece_size = self.queue.read_size_max(Class::Collect);
         let size = piece_size.min((active.end.saturating_sub(from)) as usize);
         active.is_reading = true;
         let offset = self.superblock.layout.extent_offset(active.extent) + from;

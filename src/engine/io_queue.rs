@@ -89,6 +89,25 @@ pub struct ClassStats {
     pub wait_us_max: u64,
 }
 
+/// What the scheduler of one queue goes by: derived from a device's profile, for the part of the device that is this queue's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct IoBounds {
+    /// Nanoseconds of device time that a read of 4 KiB is taken to cost.
+    pub read_ns: u64,
+    /// The same of a write.
+    pub write_ns: u64,
+    /// Microseconds of device time that the background may have in flight beside clients.
+    pub background_us: u64,
+    /// Microseconds that a write of a group waits before it goes first.
+    pub commit_deadline_us: u64,
+    /// Bytes of the longest read of the background.
+    pub read_piece_size: u64,
+    /// Bytes of its longest write.
+    pub write_piece_size: u64,
+    /// Commands in flight, at most; the device may take fewer.
+    pub depth: u64,
+}
+
 /// What a command was for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
@@ -198,10 +217,20 @@ impl<D: Device> IoQueue<D> {
         &self.device
     }
 
-    /// Bytes of the longest command of a class: the background's are short, so that nobody stands behind one for long.
-    pub(super) fn transfer_size_max(&self, class: Class) -> usize {
+    /// Bytes of the longest read of a class: the background's are short, so that nobody stands behind one for long.
+    pub(super) fn read_size_max(&self, class: Class) -> usize {
+        self.command_size_max(class, self.scheduler.bounds().read_piece_size)
+    }
+
+    /// The same of writes.
+    pub(super) fn write_size_max(&self, class: Class) -> usize {
+        self.command_size_max(class, self.scheduler.bounds().write_piece_size)
+    }
+
+    fn command_size_max(&self, class: Class, piece_size: usize) -> usize {
         if self.scheduler.is_bounded(class) {
-            self.transfer_size_max.min(self.scheduler.bounds().piece_size)
+            // No piece is less than a block, however long those are.
+            self.transfer_size_max.min(piece_size.max(self.device.geometry().block_size as usize))
         } else {
             self.transfer_size_max
         }
@@ -210,6 +239,20 @@ impl<D: Device> IoQueue<D> {
     /// Figures of each class, in the order of [`Class::ALL`].
     pub(super) fn stats(&self) -> [ClassStats; 5] {
         self.scheduler.stats()
+    }
+
+    /// What the order of commands goes by.
+    pub(super) fn bounds(&self) -> IoBounds {
+        let bounds = self.scheduler.bounds();
+        IoBounds {
+            read_ns: bounds.read_ns(cost::SMALL_SIZE),
+            write_ns: bounds.write_ns(cost::SMALL_SIZE),
+            background_us: bounds.background_ns / 1_000,
+            commit_deadline_us: bounds.commit_deadline_us,
+            read_piece_size: bounds.read_piece_size as u64,
+            write_piece_size: bounds.write_piece_size as u64,
+            depth: bounds.depth as u64,
+        }
     }
 
     /// Says what time it is, in microseconds on the monotonic clock: for commands that are queued from here on, too.
@@ -229,26 +272,36 @@ impl<D: Device> IoQueue<D> {
     /// The same for another class than the purpose says.
     pub(super) fn read_as(&mut self, class: Class, purpose: Purpose, offset: u64, size: usize) {
         let cost_ns = self.scheduler.bounds().read_ns(size as u64);
-        let ticket = Ticket { class, cost_ns, size: size as u32, is_urgent: false };
+        let ticket = Ticket { class, cost_ns, size: size as u32, is_urgent: false, is_own: false };
         self.scheduler.push(ticket, (purpose, Command::Read { offset, size }));
     }
 
-    /// Writes a frame's `data` in pieces that the device takes, and returns how many there are.
-    pub(super) fn write(&mut self, frame: usize, offset: u64, data: Bytes) -> usize {
-        self.write_for(Purpose::Write { frame }, offset, &data)
+    /// Says that a client waits for a write that no command is there for yet.
+    pub(super) fn note_client(&self) {
+        self.scheduler.note_client();
+    }
+
+    /// Writes a frame's `data` in pieces that the device takes, and returns how many there are. The group `is_own` when no client
+    /// wrote anything in it.
+    pub(super) fn write(&mut self, frame: usize, offset: u64, data: &Bytes, is_own: bool) -> usize {
+        self.write_pieces(Purpose::Write { frame }, offset, data, is_own)
     }
 
     /// Writes `data` in pieces that the device takes, and returns how many there are.
     pub(super) fn write_for(&mut self, purpose: Purpose, offset: u64, data: &Bytes) -> usize {
+        self.write_pieces(purpose, offset, data, false)
+    }
+
+    fn write_pieces(&mut self, purpose: Purpose, offset: u64, data: &Bytes, is_own: bool) -> usize {
         let class = purpose.class();
-        let piece_size = self.transfer_size_max(class);
+        let piece_size = self.write_size_max(class);
         let mut at = 0;
         let mut pieces = 0;
         while at < data.len() {
             let end = (at + piece_size).min(data.len());
             let size = end - at;
             let cost_ns = self.scheduler.bounds().write_ns(size as u64);
-            let ticket = Ticket { class, cost_ns, size: size as u32, is_urgent: false };
+            let ticket = Ticket { class, cost_ns, size: size as u32, is_urgent: false, is_own };
             let piece = Command::Write { offset: offset + at as u64, data: data.slice(at..end) };
             self.scheduler.push(ticket, (purpose, piece));
             pieces += 1;
@@ -257,17 +310,18 @@ impl<D: Device> IoQueue<D> {
         pieces
     }
 
-    pub(super) fn flush(&mut self) {
+    /// Flushes, for a group that `is_own` or not.
+    pub(super) fn flush(&mut self, is_own: bool) {
         self.flush_count += 1;
         let cost_ns = self.scheduler.bounds().flush_ns();
         // Everybody in the group waits for it, and it moves nothing.
-        let ticket = Ticket { class: Class::Commit, cost_ns, size: 0, is_urgent: true };
+        let ticket = Ticket { class: Class::Commit, cost_ns, size: 0, is_urgent: true, is_own };
         self.scheduler.push(ticket, (Purpose::Flush, Command::Flush));
     }
 
     pub(super) fn deallocate(&mut self, purpose: Purpose, offset: u64, size: u64) {
         let cost_ns = self.scheduler.bounds().deallocate_ns();
-        let ticket = Ticket { class: purpose.class(), cost_ns, size: 0, is_urgent: false };
+        let ticket = Ticket { class: purpose.class(), cost_ns, size: 0, is_urgent: false, is_own: false };
         self.scheduler.push(ticket, (purpose, Command::Deallocate { offset, size }));
     }
 
@@ -304,8 +358,7 @@ impl<D: Device> IoQueue<D> {
                 Err(rejected) => {
                     self.in_flight.remove(rejected.io.token.0 as usize);
                     let Refusal::Failed(error) = rejected.why else { return };
-                    self.scheduler.take(pick);
-                    self.scheduler.done(ticket);
+                    self.scheduler.refuse(pick);
                     self.failed.push(Finished { purpose, buf: None, status: Err(error) });
                 }
             }
@@ -334,4 +387,58 @@ impl<D: Device> IoQueue<D> {
 fn scheduler_of<T>(settings: &IoSettings) -> Scheduler<T> {
     let bounds = Bounds::new(&settings.profile, settings.queue_count);
     Scheduler::new(settings.policy, bounds, Arc::clone(&settings.activity))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::sim::{Fault, FaultKind, FaultOp, SimConfig, SimDevice, SimDisk};
+
+    fn ended(queue: &mut IoQueue<SimDevice>) -> Finished {
+        let mut done = Vec::new();
+        for _ in 0..1_000 {
+            queue.poll(&mut done);
+            if let Some(one) = done.pop() {
+                return one;
+            }
+        }
+        panic!("it never ends");
+    }
+
+    #[test]
+    fn commands_count_once_the_device_has_taken_them() {
+        let disk = SimDisk::new(SimConfig::default(), 1);
+        let fault = |nth, kind| Fault { nth, op: FaultOp::Read, kind, sticky: false };
+        let mut queue = IoQueue::new(disk.open_queue());
+        // Refused twice as there is no room, then taken.
+        disk.inject(fault(0, FaultKind::Full));
+        disk.inject(fault(1, FaultKind::Full));
+        queue.read(Purpose::Scrub, 0, 8192);
+        queue.submit();
+        assert_eq!(queue.stats()[Class::Scrub as usize], ClassStats { waiting: 1, ..ClassStats::default() });
+        assert!(ended(&mut queue).status.is_ok());
+        let taken = ClassStats { commands: 1, bytes: 8192, ..ClassStats::default() };
+        assert_eq!((queue.stats()[Class::Scrub as usize], queue.bytes_read), (taken, 8192));
+        assert_eq!(disk.faults_struck(), 2);
+        // Refused for good: it ends, and is no command that the device had.
+        disk.inject(fault(0, FaultKind::Gone));
+        queue.read(Purpose::Scrub, 0, 4096);
+        assert_eq!(ended(&mut queue).status.err(), Some(IoError::Gone));
+        assert_eq!((queue.stats()[Class::Scrub as usize], queue.bytes_read), (taken, 8192));
+        assert!(queue.is_idle());
+    }
+
+    #[test]
+    fn pieces_of_the_background_are_whole_blocks() {
+        let config = SimConfig { block_size: 16 << 10, ..SimConfig::default() };
+        let mut queue = IoQueue::new(SimDisk::new(config, 1).open_queue());
+        let profile = DeviceProfile { read_iops: 8_000.0, read_bytes_per_second: 4e7, ..cost::ASSUMED };
+        queue.set_settings(&IoSettings { profile, ..IoSettings::default() });
+        assert!(queue.bounds().read_piece_size < 16 << 10, "{:?}", queue.bounds());
+        assert_eq!(queue.read_size_max(Class::Scrub), 16 << 10);
+        assert_eq!(queue.write_size_max(Class::Collect), 128 << 10);
+        assert!(queue.read_size_max(Class::Read) > 128 << 10);
+        queue.set_pressing(true);
+        assert!(queue.read_size_max(Class::Collect) > 128 << 10);
+    }
 }

@@ -57,7 +57,7 @@ use checkpoint::{CheckpointStats, Checkpointer};
 use commit::Committer;
 use durability::Durability;
 use gc::{Collector, GcStats};
-use io_queue::{ClassStats, Finished, IoQueue, IoSettings};
+use io_queue::{ClassStats, Finished, IoBounds, IoQueue, IoSettings};
 use memory::MemoryBudget;
 use op::{Answer, Clock, HoldId, OpError, ShardId, ShardOp};
 use operations::{BatchHold, LongRead, Operation};
@@ -215,6 +215,11 @@ impl<D: Device> Engine<D> {
     /// Changes how it uses its device. Before anything else is done with it.
     pub fn set_io(&mut self, settings: &IoSettings) {
         self.queue.set_settings(settings);
+    }
+
+    /// What the order of its commands to the device goes by.
+    pub fn io_bounds(&self) -> IoBounds {
+        self.queue.bounds()
     }
 
     /// Makes what recovery found durable and voids what follows it, before anything is served. Waits for the device.

@@ -537,6 +537,11 @@ impl<D: Device> Engine<D> {
                 self.shards[at].note_appended(&draft.record, &appended);
                 self.committer.on_append(draft.lazy, clock);
                 self.stats.records += 1;
+                if !draft.lazy {
+                    // No command is there for it before its group begins, and the background is to know of it.
+                    self.committer.on_client_append();
+                    self.queue.note_client();
+                }
                 if draft.purpose != Purpose::Collection {
                     self.stats.user_bytes += user_size;
                     self.collector.on_user_append(appended.size);

@@ -166,7 +166,7 @@ impl<D: Device> Engine<D> {
     fn send_read(&mut self, id: usize) {
         let job = &mut self.reads[id];
         let class = if let ReadFor::Scrub = job.to { Class::Scrub } else { Class::Read };
-        let piece_size = self.queue.transfer_size_max(class);
+        let piece_size = self.queue.read_size_max(class);
         job.tries_left -= 1;
         job.error = None;
         job.pieces_left = job.size.div_ceil(piece_size);

@@ -229,7 +229,7 @@ impl<D: Device> Engine<D> {
             }
             Verdict::NeedBytes => {
                 let from = reading.at + reading.bytes.len() as u64;
-                let piece_size = self.queue.transfer_size_max(Class::Scrub).min(PIECE_SIZE_MAX);
+                let piece_size = self.queue.read_size_max(Class::Scrub).min(PIECE_SIZE_MAX);
                 let size = piece_size.min((reading.end - from) as usize);
                 let offset = self.superblock.layout.extent_offset(reading.extent) + from;
                 self.queue.read(Purpose::Scrub, offset, size);

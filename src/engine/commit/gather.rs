@@ -40,7 +40,7 @@ pub(super) struct Gather {
 }
 
 impl Gather {
-    /// A record was appended that somebody waits for.
+    /// A record was appended that a client waits for: what the engine logs by itself does not come back.
     pub(super) fn on_append(&mut self) {
         self.arrived += 1;
     }

@@ -51,8 +51,10 @@ impl Class {
     }
 }
 
-const FOREGROUND: u8 = Class::Read.bit() | Class::Commit.bit();
 const BACKGROUND: u8 = Class::Checkpoint.bit() | Class::Collect.bit() | Class::Scrub.bit();
+
+/// The same as a list.
+const BACKGROUND_CLASSES: [Class; 3] = [Class::Checkpoint, Class::Collect, Class::Scrub];
 
 /// Parts of the device by class, of those that have something to do.
 const SHARES: [u64; 5] = [1_000, 1_000, 200, 200, 50];
@@ -72,7 +74,8 @@ const QUIET_US: u64 = 10_000;
 /// How exact the moment of that command need be: other reactors look at it.
 const NOTE_INTERVAL_US: u64 = 500;
 
-/// When clients last used a device, through whichever of its queues. Shared by the engines of a node.
+/// When clients last used a device, through whichever of its queues; what engines do by themselves does not count. Shared by the
+/// engines of a node.
 #[derive(Debug, Default)]
 pub struct Activity {
     last_us: AtomicU64,
@@ -86,7 +89,8 @@ impl Activity {
         }
     }
 
-    fn is_quiet(&self, now_us: u64) -> bool {
+    /// Whether no client has used the device for a while: `now_us` is microseconds on the monotonic clock.
+    pub fn is_quiet(&self, now_us: u64) -> bool {
         now_us >= self.last_us.load(Ordering::Relaxed) + QUIET_US
     }
 }
@@ -101,6 +105,15 @@ pub(super) struct Ticket {
     pub(super) size: u32,
     /// It goes before everything else.
     pub(super) is_urgent: bool,
+    /// No client waits for it, whatever its class: it is part of a group that holds the engine's own records alone.
+    pub(super) is_own: bool,
+}
+
+impl Ticket {
+    /// Whether clients are there while it is.
+    const fn is_of_client(self) -> bool {
+        !self.class.is_background() && !self.is_own
+    }
 }
 
 struct Waiting<T> {
@@ -139,8 +152,10 @@ pub(super) struct Scheduler<T> {
     is_pressing: bool,
     in_flight: [usize; 5],
     in_flight_count: usize,
-    background_ns: u64,
-    commit_ns: u64,
+    /// Device time of what is in flight, by class.
+    in_flight_ns: [u64; 5],
+    /// Commands of clients that wait or are in flight.
+    of_clients: usize,
     stats: [ClassStats; 5],
 }
 
@@ -157,8 +172,8 @@ impl<T> Scheduler<T> {
             is_pressing: false,
             in_flight: [0; 5],
             in_flight_count: 0,
-            background_ns: 0,
-            commit_ns: 0,
+            in_flight_ns: [0; 5],
+            of_clients: 0,
             stats: [ClassStats::default(); 5],
         }
     }
@@ -204,9 +219,15 @@ impl<T> Scheduler<T> {
         }
         queue.waiting.push_back(Waiting { ticket, since_us: self.now_us, item });
         self.stats[class].waiting += 1;
-        if !ticket.class.is_background() {
+        if ticket.is_of_client() {
+            self.of_clients += 1;
             self.activity.note(self.now_us);
         }
+    }
+
+    /// Says that a client wants something that no command is there for yet: its write waits for the next group.
+    pub(super) fn note_client(&self) {
+        self.activity.note(self.now_us);
     }
 
     /// Which command goes next; `None` when nothing waits, or has to.
@@ -252,35 +273,55 @@ impl<T> Scheduler<T> {
 
     /// The classes whose next command would go beyond a bound.
     fn held_back(&self) -> u8 {
-        let is_over = |class: Class, in_flight_ns: u64, bound_ns: u64| {
-            let front = self.queues[class as usize].waiting.front();
-            front.is_some_and(|front| in_flight_ns + front.ticket.cost_ns > bound_ns)
-        };
         let mut held = 0;
-        if self.commit_ns > 0
+        let commit_ns = self.in_flight_ns[Class::Commit as usize];
+        if commit_ns > 0
             && self.waiting & Class::Commit.bit() != 0
             && (self.waiting & Class::Read.bit() != 0 || self.in_flight[Class::Read as usize] > 0)
-            && is_over(Class::Commit, self.commit_ns, self.bounds.commit_ns)
+            && self.is_over(Class::Commit, commit_ns, self.bounds.commit_ns)
         {
             held |= Class::Commit.bit();
         }
-        if self.background_ns > 0 && self.waiting & BACKGROUND != 0 && self.is_foreground_active() {
-            for class in [Class::Checkpoint, Class::Collect, Class::Scrub] {
-                // What writers wait for is bounded as their own writes are.
-                let bound_ns =
-                    if self.is_bounded(class) { self.bounds.background_ns } else { self.bounds.commit_ns };
-                if is_over(class, self.background_ns, bound_ns) {
-                    held |= class.bit();
-                }
+        if self.waiting & BACKGROUND != 0 && self.is_foreground_active() {
+            held |= self.held_back_beside_clients();
+        }
+        held
+    }
+
+    /// The same of the background.
+    ///
+    /// Those that share a bound take turns at it: while the command of the one that is furthest behind does not fit, none of them
+    /// goes. Shorter ones of another class would take the room that it waits for, again and again.
+    fn held_back_beside_clients(&self) -> u8 {
+        let [_, _, checkpoint_ns, collect_ns, scrub_ns] = self.in_flight_ns;
+        let (mut bounded, mut bounded_ns, mut held) = (BACKGROUND, checkpoint_ns + collect_ns + scrub_ns, 0);
+        if self.is_pressing {
+            // What writers wait for is bounded as their own writes are, and leaves the others their own bound.
+            if collect_ns > 0 && self.is_over(Class::Collect, bounded_ns, self.bounds.commit_ns) {
+                held |= Class::Collect.bit();
+            }
+            bounded &= !Class::Collect.bit();
+            bounded_ns -= collect_ns;
+        }
+        if bounded_ns > 0 {
+            let waiting =
+                BACKGROUND_CLASSES.into_iter().filter(|class| self.waiting & bounded & class.bit() != 0);
+            let next = waiting.min_by_key(|class| self.queues[*class as usize].virtual_ns);
+            if next.is_some_and(|next| self.is_over(next, bounded_ns, self.bounds.background_ns)) {
+                held |= bounded;
             }
         }
         held
     }
 
+    /// Whether the next command of a class would go beyond a bound on what is in flight.
+    fn is_over(&self, class: Class, in_flight_ns: u64, bound_ns: u64) -> bool {
+        let front = self.queues[class as usize].waiting.front();
+        front.is_some_and(|front| in_flight_ns + front.ticket.cost_ns > bound_ns)
+    }
+
     fn is_foreground_active(&self) -> bool {
-        self.waiting & FOREGROUND != 0
-            || self.in_flight[Class::Read as usize] + self.in_flight[Class::Commit as usize] > 0
-            || !self.activity.is_quiet(self.now_us)
+        self.of_clients > 0 || !self.activity.is_quiet(self.now_us)
     }
 
     /// The command that [`next`](Scheduler::next) named.
@@ -288,13 +329,27 @@ impl<T> Scheduler<T> {
         self.queues[pick.queue].waiting.front().map(|front| (front.ticket, &front.item))
     }
 
-    /// Takes it out: it is in flight until [`done`](Scheduler::done).
-    pub(super) fn take(&mut self, pick: Pick) -> Option<T> {
+    fn pop(&mut self, pick: Pick) -> Option<Waiting<T>> {
         let queue = &mut self.queues[pick.queue];
-        let Waiting { ticket, since_us, item } = queue.waiting.pop_front()?;
+        let waiting = queue.waiting.pop_front()?;
         if queue.waiting.is_empty() {
             self.waiting &= !(1 << pick.queue);
         }
+        self.stats[waiting.ticket.class as usize].waiting -= 1;
+        Some(waiting)
+    }
+
+    /// Takes it out because the device will never do it: it was not its class's turn, and it counts for nothing.
+    pub(super) fn refuse(&mut self, pick: Pick) {
+        if self.pop(pick).is_some_and(|waiting| waiting.ticket.is_of_client()) {
+            self.of_clients -= 1;
+        }
+    }
+
+    /// Takes it out: the device has it, and it is in flight until [`done`](Scheduler::done).
+    pub(super) fn take(&mut self, pick: Pick) -> Option<T> {
+        let Waiting { ticket, since_us, item } = self.pop(pick)?;
+        let queue = &mut self.queues[pick.queue];
         let start = queue.virtual_ns.max(self.virtual_ns.saturating_sub(LAG_MAX));
         queue.virtual_ns = start + ticket.cost_ns * SHARE_UNIT / queue.share;
         if !pick.is_loan {
@@ -302,13 +357,8 @@ impl<T> Scheduler<T> {
         }
         self.in_flight[ticket.class as usize] += 1;
         self.in_flight_count += 1;
-        match ticket.class {
-            Class::Commit => self.commit_ns += ticket.cost_ns,
-            class if class.is_background() => self.background_ns += ticket.cost_ns,
-            _ => {}
-        }
+        self.in_flight_ns[ticket.class as usize] += ticket.cost_ns;
         let stats = &mut self.stats[ticket.class as usize];
-        stats.waiting -= 1;
         stats.commands += 1;
         stats.bytes += u64::from(ticket.size);
         stats.wait_us_max = stats.wait_us_max.max(self.now_us.saturating_sub(since_us));
@@ -319,14 +369,11 @@ impl<T> Scheduler<T> {
     pub(super) fn done(&mut self, ticket: Ticket) {
         self.in_flight[ticket.class as usize] -= 1;
         self.in_flight_count -= 1;
-        // One that took long was there all the time.
-        if !ticket.class.is_background() {
+        self.in_flight_ns[ticket.class as usize] -= ticket.cost_ns;
+        if ticket.is_of_client() {
+            self.of_clients -= 1;
+            // One that took long was there all the time.
             self.activity.note(self.now_us);
-        }
-        match ticket.class {
-            Class::Commit => self.commit_ns -= ticket.cost_ns,
-            class if class.is_background() => self.background_ns -= ticket.cost_ns,
-            _ => {}
         }
     }
 }
