@@ -7,6 +7,7 @@ use basalt::device::sim::random::Random;
 use basalt::device::sim::{Fault, FaultKind, FaultOp, SimConfig, SimDisk};
 use basalt::engine::action::{Action, Expiry, SetReply};
 use basalt::engine::durability::Durability;
+use basalt::engine::io_queue::Class;
 use basalt::engine::op::{Clock, Key, Reply};
 use basalt::engine::scrub::ScrubStats;
 use basalt::sim::node::{Outcome, Request, SimNode, format};
@@ -157,6 +158,40 @@ fn nothing_is_wrong_with_what_is_overwritten_and_collected_meanwhile() {
             basalt::probe::take().filter(|(name, _)| *name == "extent freed").map(|(_, n)| n).sum::<u64>();
     }
     assert!(freed > 20, "{freed} extents were freed");
+}
+
+#[test]
+fn records_that_are_read_one_by_one_keep_to_the_rate() {
+    let disk = disk(5);
+    let mut node = boot(&disk);
+    for number in 0..KEYS {
+        set(&mut node, &disk, number, 0);
+    }
+    // One damaged record has every live record of its extent read by itself.
+    let mut damaged = 0;
+    for number in (0..KEYS / 2).step_by(20) {
+        if let [at] = places(&disk, number, 0)[..] {
+            disk.flip_bit(at + 7, 3);
+            damaged += 1;
+        }
+    }
+    assert!(damaged > 5);
+    let rate = 200_000;
+    node.set_scrub_rate(rate);
+    let bytes = |node: &SimNode| {
+        node.stats().map(|stats| stats.io[Class::Scrub as usize].bytes).next().expect("one engine")
+    };
+    let from_us = node.clock.monotonic_us;
+    while scrubbed(&node).passes == 0 {
+        node.step();
+        node.clock.monotonic_us += 1_000;
+        let elapsed_us = node.clock.monotonic_us - from_us;
+        assert!(elapsed_us < 600_000_000, "the pass never ends: {:?}", scrubbed(&node));
+        // A piece, and what may be under way of single records; damaged ones are tried again.
+        let most = rate * elapsed_us / 1_000_000 + (256 << 10) + (64 << 10) + damaged * (32 << 10);
+        assert!(bytes(&node) <= most, "{} bytes in {elapsed_us} us, {most} at most", bytes(&node));
+    }
+    assert!(scrubbed(&node).damaged >= damaged / 2, "{:?}", scrubbed(&node));
 }
 
 #[test]

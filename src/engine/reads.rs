@@ -137,14 +137,16 @@ impl<D: Device> Engine<D> {
         };
         let id = self.reads.insert(job);
         if let ReadFor::Scrub = to {
-            self.scrubber.reads_waiting.push_back(id);
-        } else {
-            self.reads_waiting.push_back(id);
+            // The scrubber keeps to a few of its own at a time, which waits for no memory: clients' reads go first by their share.
+            self.reads_size += self.reads[id].size;
+            self.send_read(id);
+            return;
         }
+        self.reads_waiting.push_back(id);
         self.start_reads();
     }
 
-    /// Starts reads that wait, in order, as far as the bound on their bytes allows: clients' first.
+    /// Starts reads that wait, in order, as far as the bound on their bytes allows.
     pub(super) fn start_reads(&mut self) {
         while let Some(id) = self.reads_waiting.front().copied() {
             let size = self.reads[id].size;
@@ -155,10 +157,6 @@ impl<D: Device> Engine<D> {
             }
             self.reads_waiting.pop_front();
             self.reads_size += size;
-            self.send_read(id);
-        }
-        while let Some(id) = self.scrubber.next_read() {
-            self.reads_size += self.reads[id].size;
             self.send_read(id);
         }
     }

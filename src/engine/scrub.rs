@@ -10,8 +10,6 @@
 //! - A key is called damaged only after its own record was read several times, and is still the newest of its key then.
 //! - Nothing is read while clients' reads wait, and no more in a second than the rate says.
 
-use std::collections::VecDeque;
-
 use super::Engine;
 use super::extents::{Extent, ExtentState};
 use super::index::{Entry, Index, RecordRef};
@@ -56,13 +54,29 @@ enum Step {
     /// An extent, frame by frame.
     Extent(Reading),
     /// Every live record of an extent, one by one.
-    Records {
-        extent: u32,
-        /// Where to go on; `None` at the end.
-        cursor: Option<Walk>,
-        /// Reads that are still to come.
-        left: usize,
-    },
+    Records(Records),
+}
+
+struct Records {
+    extent: u32,
+    /// Where to look for more of them; `None` at the end.
+    cursor: Option<Walk>,
+    /// Those that were found and not read yet. No read of them keeps the extent from being given back before its turn comes.
+    found: Vec<(Wanted, Entry)>,
+    /// Reads under way.
+    under_way: usize,
+}
+
+impl Records {
+    fn of(extent: u32) -> Records {
+        Records { extent, cursor: Some(Walk::Keys(0)), found: Vec::new(), under_way: 0 }
+    }
+
+    /// Whether there is nothing to do before a read has ended.
+    fn waits(&self) -> bool {
+        let is_all = self.found.is_empty() && self.cursor.is_none();
+        self.under_way >= RECORD_READS_MAX || (is_all && self.under_way > 0)
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -99,9 +113,6 @@ pub(super) struct Scrubber {
     credited_us: u64,
     next_pass_us: u64,
     pass: Option<Pass>,
-    /// Reads of single records that have not been started, in order.
-    pub(super) reads_waiting: VecDeque<usize>,
-    reads_started: usize,
     pub(super) stats: ScrubStats,
 }
 
@@ -112,16 +123,6 @@ impl Scrubber {
         let earned = (u128::from(self.rate) * u128::from(elapsed_us) / 1_000_000) as i64;
         // What was not used is not caught up with.
         self.credit = (self.credit + earned).min(PIECE_SIZE_MAX as i64);
-    }
-
-    /// The read of a single record that may be started now.
-    pub(super) fn next_read(&mut self) -> Option<usize> {
-        if self.reads_started >= RECORD_READS_MAX {
-            return None;
-        }
-        let id = self.reads_waiting.pop_front()?;
-        self.reads_started += 1;
-        Some(id)
     }
 
     /// Whether a piece of this extent is being read.
@@ -152,7 +153,7 @@ impl<D: Device> Engine<D> {
         match scrubber.pass.as_ref().map(|pass| &pass.step) {
             None => Some(scrubber.next_pass_us),
             Some(Step::Extent(Reading { is_reading: true, .. })) => None,
-            Some(Step::Records { left: 1.., .. }) => None,
+            Some(Step::Records(records)) if records.waits() => None,
             Some(_) => {
                 let missing = (1 - scrubber.credit).max(0) as u128 * 1_000_000;
                 // A millisecond at least: a slow rate need not be kept to the microsecond.
@@ -176,16 +177,14 @@ impl<D: Device> Engine<D> {
             self.scrubber.pass = Some(Pass { shard: 0, last: None, step: Step::Next });
         }
         self.scrubber.earn(now_us);
-        if self.scrubber.credit <= 0 || !self.reads_waiting.is_empty() {
+        if self.scrubber.credit <= 0 {
             return false;
         }
         let Some(mut pass) = self.scrubber.pass.take() else { return false };
         let (progress, is_done) = match std::mem::replace(&mut pass.step, Step::Next) {
             Step::Next => (true, !self.next_extent(&mut pass)),
             Step::Extent(reading) => (self.scrub_extent(&mut pass, reading), false),
-            Step::Records { extent, cursor, left } => {
-                (self.scrub_records(&mut pass, extent, cursor, left), false)
-            }
+            Step::Records(records) => (self.scrub_records(&mut pass, records), false),
         };
         if is_done {
             self.scrubber.stats.passes += 1;
@@ -225,7 +224,7 @@ impl<D: Device> Engine<D> {
         match self.look_at_frames(pass.shard, &mut reading) {
             Verdict::Right => {}
             Verdict::Suspect => {
-                pass.step = Step::Records { extent: reading.extent, cursor: Some(Walk::Keys(0)), left: 0 };
+                pass.step = Step::Records(Records::of(reading.extent));
             }
             Verdict::NeedBytes => {
                 let from = reading.at + reading.bytes.len() as u64;
@@ -308,21 +307,44 @@ impl<D: Device> Engine<D> {
         reading.is_reading = false;
         match (status, buf) {
             (Ok(()), Some(buf)) => reading.bytes.extend_from_slice(&buf),
-            _ => *step = Step::Records { extent: reading.extent, cursor: Some(Walk::Keys(0)), left: 0 },
+            _ => *step = Step::Records(Records::of(reading.extent)),
         }
     }
 
-    /// Reads live records of an extent one by one: some of those that the index names next.
-    fn scrub_records(&mut self, pass: &mut Pass, extent: u32, cursor: Option<Walk>, left: usize) -> bool {
-        let Some(from) = cursor.filter(|_| left == 0) else {
-            if left > 0 {
-                pass.step = Step::Records { extent, cursor, left };
+    /// Reads the next live record of an extent, or looks for more of them. True when anything happened.
+    fn scrub_records(&mut self, pass: &mut Pass, mut records: Records) -> bool {
+        if records.waits() {
+            pass.step = Step::Records(records);
+            return false;
+        }
+        if let Some((wanted, entry)) = records.found.pop() {
+            // It may have been overwritten or moved while others were read.
+            if self.is_where_it_was(pass.shard, &wanted, &entry) {
+                records.under_way += 1;
+                self.scrubber.credit -= i64::from(entry.size().max(self.superblock.block_size));
+                self.scrubber.stats.bytes += u64::from(entry.size());
+                self.start_read(pass.shard, wanted, &entry, ReadFor::Scrub);
             }
-            return left == 0;
-        };
-        let mut found: Vec<(Wanted, Entry)> = Vec::new();
-        let shard = &self.shards[pass.shard];
-        let cursor = match from {
+        } else if let Some(from) = records.cursor {
+            records.cursor = self.find_records(pass.shard, records.extent, from, &mut records.found);
+        } else {
+            // The next extent's turn.
+            return true;
+        }
+        pass.step = Step::Records(records);
+        true
+    }
+
+    /// Looks for live records of an extent among those that the index names next, and says where to go on.
+    fn find_records(
+        &self,
+        at: usize,
+        extent: u32,
+        from: Walk,
+        found: &mut Vec<(Wanted, Entry)>,
+    ) -> Option<Walk> {
+        let shard = &self.shards[at];
+        match from {
             Walk::Keys(from) => {
                 let next = shard.index().scan(from, WALK_COUNT, &mut |identity, entry| {
                     if entry.extent == extent {
@@ -332,27 +354,30 @@ impl<D: Device> Engine<D> {
                 Some(if next == 0 { Walk::Chunks(0) } else { Walk::Keys(next) })
             }
             Walk::Chunks(from) => {
-                let mut next = None;
                 for (nth, (id, chunk)) in shard.chunks().stored_from(from).enumerate() {
                     if nth == WALK_COUNT {
-                        next = Some(Walk::Chunks(id));
-                        break;
+                        return Some(Walk::Chunks(id));
                     }
                     if chunk.extent == extent {
                         let wanted = Wanted::Chunk { id, sequence: chunk.sequence, key: None };
                         found.push((wanted, chunk.entry()));
                     }
                 }
-                next
+                None
             }
-        };
-        pass.step = Step::Records { extent, cursor, left: found.len() };
-        for (wanted, entry) in found {
-            self.scrubber.credit -= i64::from(entry.size().max(self.superblock.block_size));
-            self.scrubber.stats.bytes += u64::from(entry.size());
-            self.start_read(pass.shard, wanted, &entry, ReadFor::Scrub);
         }
-        true
+    }
+
+    fn is_where_it_was(&self, at: usize, wanted: &Wanted, entry: &Entry) -> bool {
+        let shard = &self.shards[at];
+        let there = match wanted {
+            Wanted::Chunk { id, sequence, .. } => {
+                shard.chunks().stored(*id).filter(|one| one.sequence == *sequence).map(RecordRef::entry)
+            }
+            Wanted::Identity(identity) | Wanted::KeyOf(identity) => shard.index().get(*identity),
+            Wanted::Key(_, hash) => shard.index().get(hash.identity()),
+        };
+        there.is_some_and(|there| there == *entry)
     }
 
     /// One of those records was read, several times if need be.
@@ -363,9 +388,8 @@ impl<D: Device> Engine<D> {
         entry: &Entry,
         error: Option<OpError>,
     ) {
-        self.scrubber.reads_started -= 1;
-        if let Some(Pass { step: Step::Records { left, .. }, .. }) = &mut self.scrubber.pass {
-            *left = left.saturating_sub(1);
+        if let Some(Pass { step: Step::Records(records), .. }) = &mut self.scrubber.pass {
+            records.under_way -= 1;
         }
         let Some(error) = error else { return };
         // What was overwritten, deleted or moved meanwhile does not matter any more.
