@@ -186,6 +186,7 @@ fn a_good_file_qualifies_through_every_engine() {
             "atomicity",
             "flush",
             "opened anew",
+            "figures",
         ];
         assert_eq!(names, expected);
         for line in lines {

@@ -120,6 +120,15 @@ pub(super) fn open(path: &Path, options: OpenOptions<'_>) -> Result<AnyNamespace
     Ok(namespace)
 }
 
+/// What [`open`] would use for a path without a wish for an engine, without opening it.
+pub(super) fn engine_default(path: &Path) -> EngineName {
+    match transport_id(path) {
+        Some(_) => EngineName::Spdk,
+        None if UringNamespace::is_available() => EngineName::Uring(UringOptions::default()),
+        None => EngineName::Kernel(KernelEngine::Sync),
+    }
+}
+
 /// Why the engine `spdk` can't drive a path, and what would be named instead.
 fn not_for_spdk(path: &Path) -> String {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();

@@ -13,6 +13,7 @@ use super::Exit;
 use super::device_path::unfinished;
 use crate::device::block_queue::BlockQueue;
 use crate::engine::io_queue::cost::{DeviceProfile, FIGURES};
+use crate::node::shared::ProfileSource;
 
 /// The version of the file that this program writes, and the only one that it reads.
 const VERSION: u32 = 1;
@@ -48,23 +49,47 @@ impl Disk {
     /// The disk that a device is on, once it has been opened: its path, and what a controller says of itself.
     pub(super) fn beneath(path: &Path, controller: Option<(&str, &str)>) -> Disk {
         match controller {
-            Some((model, serial)) => Disk {
-                name: None,
-                model: Some(model.trim().to_owned()),
-                serial: Some(serial.trim().to_owned()),
-                size: None,
-            },
+            Some((model, serial)) => {
+                // Fields that a controller leaves blank say nothing.
+                let said = |text: &str| Some(text.trim().to_owned()).filter(|text| !text.is_empty());
+                Disk { name: None, model: said(model), serial: said(serial), size: None }
+            }
             None => Disk::of(File::open(path).ok().and_then(|file| BlockQueue::of(&file)).as_ref()),
         }
     }
 
+    /// The disk that a file will be on that is not there yet: that of its directory.
+    pub(super) fn beneath_new(path: &Path) -> Disk {
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        Disk::beneath(directory.unwrap_or(Path::new(".")), None)
+    }
+
     /// Whether it is the same: by serial number, which outlives a change of names, where both have one.
-    fn is(&self, other: &Disk) -> bool {
-        match (&self.serial, &other.serial) {
+    fn is(&self, other: &Disk) -> Likeness {
+        let is_same = match (&self.serial, &other.serial) {
             (Some(serial), Some(other_serial)) => serial == other_serial && self.model == other.model,
             _ => self == other,
+        };
+        match is_same {
+            true if self.is_identified() => Likeness::Same,
+            true => Likeness::LooksTheSame,
+            false => Likeness::Other,
         }
     }
+
+    /// Whether it can be told from every other disk.
+    pub(super) fn is_identified(&self) -> bool {
+        self.serial.as_ref().is_some_and(|serial| !serial.trim().is_empty())
+    }
+}
+
+/// How a disk compares with one that was measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Likeness {
+    Same,
+    /// All that is known of them is the same, and no serial number is.
+    LooksTheSame,
+    Other,
 }
 
 impl fmt::Display for Disk {
@@ -127,16 +152,16 @@ impl Profile {
             .map_err(in_words)
             .and_then(|table: toml::Table| check_figures(table.get("figures")))
             .and_then(|()| toml::from_str(&text).map_err(in_words));
+        let checked = checked.and_then(|profile: Profile| {
+            profile.figures.check().map_err(|error| error.to_string())?;
+            Ok(profile)
+        });
         checked.map_err(|why| failed(&format!("{why}; {again}")))
     }
 
-    /// What was measured, if it was measured of this disk through this engine.
-    pub(super) fn figures_for(
-        &self,
-        path: &Path,
-        engine: &str,
-        disk: &Disk,
-    ) -> Result<DeviceProfile, String> {
+    /// Whether it was measured of this disk through this engine, for all that can be known. The error says what is not so and what
+    /// to do.
+    pub(super) fn check(&self, path: &Path, engine: &str, disk: &Disk) -> Result<ProfileSource, String> {
         let remedy = "measure this one with `basalt qualify --profile`, or leave --profile out";
         let engine = without_options(engine);
         if self.engine != engine {
@@ -146,18 +171,37 @@ impl Profile {
                 self.engine
             ));
         }
-        if !self.disk.is(disk) {
-            return Err(format!(
+        match self.disk.is(disk) {
+            Likeness::Same => Ok(ProfileSource::Identified),
+            Likeness::LooksTheSame => Ok(ProfileSource::Unidentified),
+            Likeness::Other => Err(format!(
                 "the profile {} was measured of {}, and the device is on {disk}: {remedy}",
                 path.display(),
                 self.disk
-            ));
+            )),
         }
-        Ok(self.figures.clone())
     }
 
-    /// Writes it, in place of an earlier one, which is there until the new one is whole.
+    /// What was measured.
+    pub(super) fn figures(&self) -> &DeviceProfile {
+        &self.figures
+    }
+
+    /// What its user should know where nothing says that it is of the same disk; `None` where something does.
+    pub(super) fn doubt(&self, path: &Path, source: ProfileSource) -> Option<String> {
+        (source == ProfileSource::Unidentified).then(|| {
+            format!(
+                "the profile {} was measured of {}, which has no serial number: it is used for this one, which looks the same. \
+                 Measure this one with `basalt qualify --profile` if it may be another",
+                path.display(),
+                self.disk
+            )
+        })
+    }
+
+    /// Writes it, in place of an earlier one, which is there until the new one is whole. Figures that no device has are refused.
     pub(super) fn write(&self, path: &Path) -> Result<(), String> {
+        self.figures.check().map_err(|error| format!("no profile was written: {error}"))?;
         // Behind a link it is the file that is replaced, not the link.
         let path = &std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         let unfinished = unfinished(path);
@@ -267,7 +311,9 @@ mod tests {
             written.write(&path).unwrap();
             let read = Profile::read(&path).unwrap();
             assert_eq!(read, written);
-            assert_eq!(read.figures_for(&path, "uring+registered", &disk), Ok(figures));
+            assert_eq!(*read.figures(), figures);
+            let source = read.check(&path, "uring+registered", &disk).unwrap();
+            assert_eq!(source == ProfileSource::Identified, disk.is_identified());
         }
     }
 
@@ -276,18 +322,51 @@ mod tests {
         let path = Path::new("disk.toml");
         let of = |disk: Disk| Profile::new("uring", disk, ASSUMED);
         let profile = of(disk("nvme0n1", Some("S1")));
-        let error = profile.figures_for(path, "aio", &disk("nvme0n1", Some("S1"))).unwrap_err();
+        let error = profile.check(path, "aio", &disk("nvme0n1", Some("S1"))).unwrap_err();
         assert!(error.contains("through uring") && error.contains("through aio"), "{error}");
-        let error = profile.figures_for(path, "uring", &disk("nvme0n1", Some("S2"))).unwrap_err();
+        let error = profile.check(path, "uring", &disk("nvme0n1", Some("S2"))).unwrap_err();
         assert!(error.contains("S1") && error.contains("S2") && error.contains("qualify"), "{error}");
         // Names change from one start of the machine to the next, serial numbers do not.
-        assert!(profile.figures_for(path, "uring", &disk("nvme3n1", Some("S1"))).is_ok());
+        let source = profile.check(path, "uring", &disk("nvme3n1", Some("S1"))).unwrap();
+        assert_eq!((source, profile.doubt(path, source)), (ProfileSource::Identified, None));
+        assert!(profile.check(path, "uring", &disk("nvme0n1", None)).is_err());
         let profile = of(disk("vda", None));
-        assert!(profile.figures_for(path, "uring", &disk("vda", None)).is_ok());
-        assert!(profile.figures_for(path, "uring", &disk("vdb", None)).is_err());
-        assert!(
-            profile.figures_for(path, "uring", &Disk::of(None)).unwrap_err().contains("nothing is known")
-        );
+        assert!(profile.check(path, "uring", &disk("vda", Some("S1"))).is_err());
+        assert!(profile.check(path, "uring", &disk("vdb", None)).is_err());
+        assert!(profile.check(path, "uring", &Disk::of(None)).unwrap_err().contains("nothing is known"));
+    }
+
+    #[test]
+    fn a_disk_that_can_not_be_told_from_others_is_said_to_be_one() {
+        let path = Path::new("disk.toml");
+        // Blank serial numbers are none, or all that have them would be one.
+        let blank = |model| Disk::beneath(Path::new("nowhere"), Some((model, "   ")));
+        assert_eq!(blank("Fast Drive").serial, None);
+        let written = disk("vda", Some(" "));
+        for (disk, words) in [
+            (disk("vda", None), "the disk vda, a Fast Drive"),
+            (blank("Fast Drive"), "the disk a Fast Drive"),
+            (blank(""), "nothing is known"),
+            (Disk::of(None), "nothing is known"),
+            (written, "the disk vda"),
+        ] {
+            assert!(!disk.is_identified());
+            let profile = Profile::new("uring", disk.clone(), ASSUMED);
+            let source = profile.check(path, "uring", &disk).unwrap();
+            assert_eq!(source, ProfileSource::Unidentified);
+            let doubt = profile.doubt(path, source).expect("a doubt");
+            assert!(doubt.contains(words) && doubt.contains("no serial number"), "{doubt}");
+        }
+        assert!(Profile::new("uring", blank("A"), ASSUMED).check(path, "uring", &blank("B")).is_err());
+    }
+
+    #[test]
+    fn figures_that_no_device_has_are_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk.toml");
+        let figures = DeviceProfile { read_iops: f64::NAN, ..ASSUMED };
+        let error = Profile::new("uring", Disk::of(None), figures).write(&path).unwrap_err();
+        assert!(error.contains("read_iops is NaN") && !path.exists(), "{error}");
     }
 
     #[test]
@@ -309,18 +388,9 @@ mod tests {
                 text.replace(&depth, "read_depth = 0"),
                 "read_depth is 0: it must be a whole number from 1 to 65536",
             ),
-            (
-                text.replace(&depth, "read_depth = 5000000000"),
-                "read_depth is 5000000000: it must be",
-            ),
-            (
-                text.replace(&depth, "read_depth = 256.5"),
-                "read_depth is 256.5: it must be a whole number",
-            ),
-            (
-                text.replace(&depth, "read_depth = 256.0"),
-                "read_depth is 256.0: it must be a whole number",
-            ),
+            (text.replace(&depth, "read_depth = 5000000000"), "read_depth is 5000000000: it must be"),
+            (text.replace(&depth, "read_depth = 256.5"), "read_depth is 256.5: it must be a whole number"),
+            (text.replace(&depth, "read_depth = 256.0"), "read_depth is 256.0: it must be a whole number"),
             (text.replace(&depth, ""), "read_depth is missing: it must be"),
             (
                 text.replace("read_iops = 100000.0", "read_iops = \"fast\""),

@@ -3,19 +3,19 @@
 
 mod claims;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
 
 use self::claims::Surroundings;
-use super::bench::target::{Target, TargetArgs};
+use super::bench::target::{QUEUE_COUNT, Target, TargetArgs};
 use super::device_path::with_namespace;
 use super::engine_name::EngineName;
 use super::profile::{self, Disk, Profile};
 use super::progress::Progress;
-use super::{Exit, fail_on, note, say};
+use super::{Exit, fail, fail_on, note, say};
 use crate::device::{Geometry, Namespace};
 use crate::engine::io_queue::cost::{self, DeviceProfile};
 use crate::measure::durable::{self, Durable, DurableLoad, Order};
@@ -80,17 +80,23 @@ struct Report {
     figures: DeviceProfile,
 }
 
-/// Operations in flight, and bytes of each, for operations per second and for bandwidth.
-const IOPS_LOAD: (usize, usize) = (32, cost::SMALL_SIZE as usize);
-const BANDWIDTH_LOAD: (usize, usize) = (8, cost::LARGE_SIZE as usize);
+/// Random reads in flight that are tried, to find how many a device needs to be busy and how many a second it does then.
+const READ_DEPTHS: [usize; 9] = [1, 2, 4, 8, 16, 32, 64, 128, 256];
 
-/// Reads in flight that are tried beside one and as many as for `IOPS_LOAD`, to find how many a device needs to be busy.
-const DEPTHS: [usize; 4] = [4, 8, 16, 64];
+/// Random writes in flight that are tried: the most that they give is wanted, not with how many.
+const WRITE_DEPTHS: [usize; 4] = [1, 8, 32, 128];
+
+/// Long transfers in flight that are tried: a drive in the machine needs few, one behind a network many.
+const BANDWIDTH_DEPTHS: [usize; 3] = [1, 8, 32];
 
 /// The part of the most reads a second that counts as busy.
 const BUSY_PART: f64 = 0.95;
 
-const STEPS: u64 = 13 + DEPTHS.len() as u64;
+/// More in flight are not tried once so many depths in a row have brought no more.
+const IN_VAIN_MAX: usize = 2;
+
+/// Steps at most: seven self-tests, and each depth.
+const STEPS: u64 = (7 + READ_DEPTHS.len() + WRITE_DEPTHS.len() + 2 * BANDWIDTH_DEPTHS.len()) as u64;
 
 pub(super) fn qualify(args: &QualifyArgs) -> Exit {
     let engine = args.engine.unwrap_or_else(|| args.target.engine_default());
@@ -109,19 +115,29 @@ pub(super) fn qualify(args: &QualifyArgs) -> Exit {
         Ok(measured) => measured,
         Err(text) => return failed(Exit::Failed, format!("{}: {text}", target.name)),
     };
-    if let Some(path) = &args.profile {
-        let profile = Profile::new(&report.engine, disk, report.figures.clone());
-        if let Err(text) = profile.write(path) {
-            return failed(Exit::Failed, text);
-        }
-        note(format!("what was measured is in {0}: `basalt serve --profile {0}` goes by it", path.display()));
-    }
+    let written = args.profile.as_deref().map(|path| keep(&report, disk, path)).transpose();
     if args.json {
         say(serde_json::json!(report));
     } else {
         print(&report);
     }
+    // The report is there already, one object: what became of the profile is said in words.
+    if let Err(text) = written {
+        return fail(Exit::Failed, text);
+    }
     if report.qualified { Exit::Done } else { Exit::Failed }
+}
+
+/// Writes the profile of what was measured.
+fn keep(report: &Report, disk: Disk, path: &Path) -> Result<(), String> {
+    if !disk.is_identified() {
+        note(format!(
+            "{disk} has no serial number: its profile will be taken for that of any that looks the same, with a note"
+        ));
+    }
+    Profile::new(&report.engine, disk, report.figures.clone()).write(path)?;
+    note(format!("what was measured is in {0}: `basalt serve --profile {0}` goes by it", path.display()));
+    Ok(())
 }
 
 /// Also says which disk it was.
@@ -179,38 +195,79 @@ fn run(args: &QualifyArgs, engine: EngineName, target: &Target) -> Result<(Repor
         let mut queue = namespace.open_queue().map_err(|error| text(&error))?;
         add(&mut lines, "opened anew", selftest::is_there_again(&mut queue));
         drop(queue);
-        let mut load = |pattern, (depth, block_size): (usize, usize)| {
-            step += 1;
-            progress.show_count(step, STEPS, "steps");
-            measure(args, target, namespace, pattern, depth, block_size)
+        let mut rates = |pattern, block_size, depths: &[usize]| {
+            sweep(depths, &mut |depth| {
+                step += 1;
+                progress.show_count(step, STEPS, "steps");
+                measure(args, target, namespace, pattern, depth, block_size)
+            })
         };
-        figures.read_iops = rate(&load(Pattern::RandomRead, IOPS_LOAD)?);
-        figures.write_iops = rate(&load(Pattern::RandomWrite, IOPS_LOAD)?);
+        let small = cost::SMALL_SIZE as usize;
+        let reads = rates(Pattern::RandomRead, small, &READ_DEPTHS)?;
+        figures.read_iops = reads.most();
+        figures.read_depth = reads.depth();
+        figures.read_latency_p50_us = micros(&reads.first.reads, 0.5);
+        figures.read_latency_p99_us = micros(&reads.first.reads, 0.99);
+        figures.write_iops = rates(Pattern::RandomWrite, small, &WRITE_DEPTHS)?.most();
         // A device may not take transfers that long.
-        let large = BANDWIDTH_LOAD.1.min(namespace.geometry().transfer_size_max as usize) as f64;
-        figures.read_bytes_per_second = rate(&load(Pattern::SequentialRead, BANDWIDTH_LOAD)?) * large;
-        figures.write_bytes_per_second = rate(&load(Pattern::SequentialWrite, BANDWIDTH_LOAD)?) * large;
-        let single = load(Pattern::RandomRead, (1, IOPS_LOAD.1))?;
-        figures.read_latency_p50_us = micros(&single.reads, 0.5);
-        figures.read_latency_p99_us = micros(&single.reads, 0.99);
-        let mut rates = vec![(1, rate(&single)), (IOPS_LOAD.0, figures.read_iops)];
-        for depth in DEPTHS {
-            rates.push((depth, rate(&load(Pattern::RandomRead, (depth, IOPS_LOAD.1))?)));
-        }
-        figures.read_depth = depth_of(&mut rates);
+        let large = cost::LARGE_SIZE.min(namespace.geometry().transfer_size_max.into()) as usize;
+        let mut bandwidth = |pattern| -> Result<f64, String> {
+            Ok(rates(pattern, large, &BANDWIDTH_DEPTHS)?.most() * large as f64)
+        };
+        figures.read_bytes_per_second = bandwidth(Pattern::SequentialRead)?;
+        figures.write_bytes_per_second = bandwidth(Pattern::SequentialWrite)?;
     });
+    // What is not so is not kept either, and a node would not go by it.
+    let verdict = figures.check().map(|()| "each is one that a device may have".to_owned());
+    lines.push(Line::of("figures", verdict.map_err(|error| error.to_string())));
     progress.end();
     let qualified = lines.iter().all(|line| line.outcome != Outcome::Fail);
     let (device, engine) = (target.name.clone(), engine.to_string());
     Ok((Report { device, engine, qualified, lines, figures }, disk))
 }
 
-/// The fewest reads in flight with nearly the most reads a second, of those that were tried.
-fn depth_of(rates: &mut [(usize, f64)]) -> u32 {
-    rates.sort_by_key(|(depth, _)| *depth);
-    let most = rates.iter().map(|(_, rate)| *rate).fold(0.0, f64::max);
-    let busy = rates.iter().find(|(_, rate)| *rate >= most * BUSY_PART);
-    busy.map_or(1, |(depth, _)| *depth as u32)
+/// What a device did with ever more operations in flight.
+struct Sweep {
+    /// With the first depth.
+    first: load::Measured,
+    /// Operations a second by depth, from the fewest on.
+    rates: Vec<(usize, f64)>,
+}
+
+impl Sweep {
+    /// The most operations a second.
+    fn most(&self) -> f64 {
+        self.rates.iter().map(|(_, rate)| *rate).fold(0.0, f64::max)
+    }
+
+    /// The fewest in flight with nearly the most operations a second, of those that were tried.
+    fn depth(&self) -> u32 {
+        let busy = self.rates.iter().find(|(_, rate)| *rate >= self.most() * BUSY_PART);
+        busy.map_or(1, |(depth, _)| *depth as u32)
+    }
+}
+
+/// Measures with more and more in flight, until that brings no more or the device takes no more (`None`).
+fn sweep(
+    depths: &[usize],
+    measure: &mut dyn FnMut(usize) -> Result<Option<load::Measured>, String>,
+) -> Result<Sweep, String> {
+    let mut swept: Option<Sweep> = None;
+    let mut in_vain = 0;
+    for depth in depths {
+        let Some(measured) = measure(*depth)? else { break };
+        let rate = rate(&measured);
+        let Some(sweep) = &mut swept else {
+            swept = Some(Sweep { first: measured, rates: vec![(*depth, rate)] });
+            continue;
+        };
+        in_vain = if rate * BUSY_PART > sweep.most() { 0 } else { in_vain + 1 };
+        sweep.rates.push((*depth, rate));
+        if in_vain >= IN_VAIN_MAX {
+            break;
+        }
+    }
+    swept.ok_or_else(|| format!("the device does not take {} operations at a time", depths[0]))
 }
 
 fn micros(latencies: &crate::measure::Latencies, quantile: f64) -> f64 {
@@ -228,18 +285,25 @@ fn measure<N: Namespace>(
     pattern: Pattern,
     depth: usize,
     block_size: usize,
-) -> Result<load::Measured, String> {
+) -> Result<Option<load::Measured>, String> {
     let geometry = namespace.geometry();
+    let block_size = block_size.max(geometry.block_size as usize).min(geometry.transfer_size_max as usize);
+    // An engine that does one at a time has a thread and a queue for each, and operations in flight are kept apart.
+    let queues = if geometry.blocks.transfer { QUEUE_COUNT } else { usize::MAX };
+    let room = (target.size / block_size as u64 / load::BLOCKS_PER_DEPTH) as usize;
+    if depth > queues.min(geometry.depth as usize).min(room).max(1) {
+        return Ok(None);
+    }
     let load = Load {
         pattern,
-        block_size: block_size.max(geometry.block_size as usize).min(geometry.transfer_size_max as usize),
-        depth: depth.min(geometry.depth as usize),
+        block_size,
+        depth,
         region: 0..target.size,
         warm_up: Duration::from_secs_f64(args.seconds / 4.0),
         duration: Duration::from_secs_f64(args.seconds),
         seed: 1,
     };
-    load::run(namespace, &load).map_err(|error| error.to_string())
+    load::run(namespace, &load).map(Some).map_err(|error| error.to_string())
 }
 
 /// Single blocks, one after the other, each made durable.
@@ -273,15 +337,14 @@ fn print(report: &Report) {
     let figures = &report.figures;
     let bandwidth = |bytes: f64| size::show(bytes as u64);
     say(format!(
-        "      {:<21}{:.0} random reads a second, {:.0} random writes (4 KiB, {} in flight); {} reads keep it busy",
-        "IOPS", figures.read_iops, figures.write_iops, IOPS_LOAD.0, figures.read_depth
+        "      {:<21}{:.0} random reads a second, {:.0} random writes (4 KiB); {} reads in flight keep it busy",
+        "IOPS", figures.read_iops, figures.write_iops, figures.read_depth
     ));
     say(format!(
-        "      {:<21}{} read a second, {} written (256 KiB at a time, or what the device takes, {} in flight)",
+        "      {:<21}{} read a second, {} written (256 KiB at a time, or what the device takes)",
         "bandwidth",
         bandwidth(figures.read_bytes_per_second),
-        bandwidth(figures.write_bytes_per_second),
-        BANDWIDTH_LOAD.0
+        bandwidth(figures.write_bytes_per_second)
     ));
     say(format!(
         "      {:<21}read {:.0} us (99 %: {:.0} us), durable write {:.0} us (99 %: {:.0} us), one at a time",
@@ -302,14 +365,41 @@ fn print(report: &Report) {
 mod tests {
     use super::*;
 
+    fn measured(rate: f64) -> load::Measured {
+        let (reads, writes) = (crate::measure::latencies(), crate::measure::latencies());
+        let (count, elapsed) = (rate as u64, Duration::from_secs(1));
+        load::Measured { count, elapsed, reads, writes, context_switches: 0, system_calls_per_io: None }
+    }
+
+    /// A device that does so many operations a second with so many in flight, and takes no more: what was tried, the most that it
+    /// did, and how many it needs.
+    fn swept(rates: &[(usize, f64)]) -> (usize, f64, u32) {
+        let mut tried = 0;
+        let sweep = sweep(&READ_DEPTHS, &mut |depth| {
+            let rate = rates.iter().find(|(of, _)| *of == depth).map(|(_, rate)| *rate);
+            tried = if rate.is_some() { depth } else { tried };
+            Ok(rate.map(measured))
+        });
+        let sweep = sweep.unwrap();
+        (tried, sweep.most(), sweep.depth())
+    }
+
     #[test]
     fn a_device_is_busy_with_the_fewest_reads_that_give_nearly_the_most() {
-        for (rates, depth) in [
-            (vec![(1, 10.0), (32, 100.0), (4, 40.0), (8, 80.0), (16, 96.0), (64, 101.0)], 16),
-            (vec![(1, 100.0), (32, 90.0), (4, 104.0)], 1),
-            (vec![(1, 10.0), (64, 200.0), (32, 100.0)], 64),
+        for (rates, expected) in [
+            // More than 32 bring more, up to what it takes.
+            (
+                &[(1, 10.0), (2, 20.0), (4, 40.0), (8, 80.0), (16, 160.0), (32, 320.0), (64, 400.0)][..],
+                (64, 400.0, 64),
+            ),
+            // It goes on although one was slow, and ends after two that bring no more.
+            (&[(1, 100.0), (2, 90.0), (4, 200.0), (8, 201.0), (16, 209.0), (32, 900.0)][..], (16, 209.0, 4)),
+            (&[(1, 100.0), (2, 90.0), (4, 104.0), (8, 1000.0)][..], (4, 104.0, 1)),
+            (&[(1, 7.0)][..], (1, 7.0, 1)),
         ] {
-            assert_eq!(depth_of(&mut rates.clone()), depth, "{rates:?}");
+            assert_eq!(swept(rates), expected, "{rates:?}");
         }
+        let none = sweep(&READ_DEPTHS, &mut |_| Ok(None)).err().unwrap();
+        assert!(none.contains("does not take 1 operation"), "{none}");
     }
 }

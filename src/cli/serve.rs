@@ -21,6 +21,7 @@ use crate::engine::io_queue::cost::DeviceProfile;
 use crate::format::superblock::IndexKind;
 use crate::limits::{CONNECTION_COUNT_MAX, REACTOR_COUNT_MAX, SCRUB_RATE_DEFAULT};
 use crate::net::port::Port;
+use crate::node::shared::ProfileSource;
 use crate::node::{self, Node, NodeConfig, NodeError, Opened};
 use crate::reactor::{SpinPolicy, cores};
 use crate::size;
@@ -68,6 +69,15 @@ pub(super) fn serve(mut args: ServeArgs) -> Exit {
         Err(error) => return fail(Exit::Failed, error),
     };
     let path = args.device.clone().unwrap_or_else(|| PathBuf::from(DEVICE_DEFAULT));
+    if let Some((file, profile)) = &profile
+        && is_to_be_made(&path, &args)
+    {
+        // Nothing is made for a node that will not be served.
+        let engine = args.engine.unwrap_or_else(|| device_path::engine_default(&path));
+        if let Err(text) = profile.check(file, &engine.to_string(), &Disk::beneath_new(&path)) {
+            return fail(Exit::Usage, text);
+        }
+    }
     match prepare_device(&path, &args) {
         Ok(()) => {}
         Err((exit, text)) => return fail(exit, text),
@@ -85,16 +95,20 @@ pub(super) fn serve(mut args: ServeArgs) -> Exit {
     };
     let engine = with_namespace!(&namespace, namespace => namespace.geometry().engine);
     let disk = || Disk::beneath(&path, namespace.model_and_serial());
-    let figures = profile.map(|(file, profile)| profile.figures_for(file, engine, &disk()));
-    let figures = match figures.transpose() {
-        Ok(figures) => figures,
+    let source = profile.as_ref().map(|(file, profile)| profile.check(file, engine, &disk()));
+    let source = match source.transpose() {
+        Ok(source) => source.unwrap_or_default(),
         Err(text) => return fail(Exit::Usage, text),
     };
+    if let Some(doubt) = profile.as_ref().and_then(|(file, profile)| profile.doubt(file, source)) {
+        note(doubt);
+    }
+    let figures = profile.map(|(_, profile)| profile.figures().clone());
     if figures.is_some() && args.scheduler == Some(IoPolicy::Fifo) {
         note("what --profile says is not needed with --scheduler fifo: commands go as they come");
     }
     let served = with_namespace!(namespace, namespace => {
-        serve_on(namespace, &args, figures, reactors, memory, &mut port)
+        serve_on(namespace, &args, (figures, source), reactors, memory, &mut port)
     });
     match served {
         Ok(()) => Exit::Done,
@@ -127,6 +141,13 @@ pub(super) fn default_reactor_count() -> usize {
     count.min(usable).saturating_sub(1).clamp(1, REACTOR_COUNT_MAX)
 }
 
+/// Whether [`prepare_device`] will create a file.
+fn is_to_be_made(path: &Path, args: &ServeArgs) -> bool {
+    device_path::transport_id(path).is_none()
+        && args.engine != Some(EngineName::Spdk)
+        && path.symlink_metadata().is_err()
+}
+
 /// Creates the file when there is none.
 fn prepare_device(path: &Path, args: &ServeArgs) -> Result<(), (Exit, String)> {
     let size = args.size;
@@ -142,7 +163,7 @@ fn prepare_device(path: &Path, args: &ServeArgs) -> Result<(), (Exit, String)> {
         // It drives no files, which opening says; none is made for that.
         return Ok(());
     }
-    if path.symlink_metadata().is_err() {
+    if is_to_be_made(path, args) {
         let size = size.unwrap_or(format::SIZE_DEFAULT);
         note(format!("{} is not there: creating it with {}", path.display(), size::show(size)));
         let reactor_count = reactor_cores(args).map_err(|text| (Exit::Usage, text))?.len();
@@ -197,7 +218,7 @@ fn check_index<N: Namespace>(namespace: &N, wanted: IndexKind) -> Result<(), Nod
 fn serve_on<N: Namespace>(
     namespace: N,
     args: &ServeArgs,
-    io_profile: Option<DeviceProfile>,
+    (io_profile, io_profile_source): (Option<DeviceProfile>, ProfileSource),
     mut reactors: Vec<Option<usize>>,
     memory_size_max: u64,
     port: &mut Port,
@@ -241,6 +262,7 @@ fn serve_on<N: Namespace>(
         scrub_rate: args.scrub_rate.unwrap_or(SCRUB_RATE_DEFAULT),
         io_policy: args.scheduler.unwrap_or_default(),
         io_profile,
+        io_profile_source,
         ..NodeConfig::default()
     };
     let summary = summary(&opened);

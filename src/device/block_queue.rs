@@ -49,9 +49,10 @@ impl BlockQueue {
         self.property(&["device/model"])
     }
 
-    /// What tells the disk from others of its model: its serial number, or its name in the world.
+    /// What tells the disk from others of its model: its serial number, its name in the world, or the identity of a volume that was
+    /// made of disks.
     pub fn serial(&self) -> Option<String> {
-        self.property(&["device/serial", "serial", "wwid", "device/wwid"])
+        self.property(&["device/serial", "serial", "wwid", "device/wwid", "dm/uuid", "md/uuid"])
     }
 
     /// Bytes of the disk.

@@ -99,6 +99,12 @@ impl UringNamespace {
         Ok(UringNamespace { claimed, options, geometry, notes: Mutex::new(notes) })
     }
 
+    /// Whether a plain ring can be had here, without opening anything.
+    pub fn is_available() -> bool {
+        let options = UringOptions::default();
+        build_ring(8, modes(options), options).is_ok()
+    }
+
     /// Whether I/O goes around the page cache.
     pub fn is_direct(&self) -> bool {
         self.claimed.is_direct()

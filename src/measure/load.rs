@@ -114,11 +114,14 @@ pub enum LoadError {
     },
 }
 
+/// Blocks that a region has at least for each operation in flight.
+pub const BLOCKS_PER_DEPTH: u64 = 4;
+
 /// Runs a load: on one queue where the engine keeps several operations in flight, and on as many queues, each with its own
 /// thread, where it does one at a time.
 pub fn run<N: Namespace>(namespace: &N, load: &Load) -> Result<Measured, LoadError> {
     let size = load.region.end - load.region.start;
-    let needed = 4 * load.depth as u64 * load.block_size as u64;
+    let needed = BLOCKS_PER_DEPTH * load.depth as u64 * load.block_size as u64;
     if size < needed {
         return Err(LoadError::TooSmall { depth: load.depth, block_size: load.block_size, needed, size });
     }

@@ -6,6 +6,8 @@ use crate::engine::io_queue::cost::DeviceProfile;
 use crate::limits::{CONNECTION_COUNT_MAX, MEMORY_SIZE_DEFAULT, SCRUB_RATE_DEFAULT};
 use crate::reactor::SpinPolicy;
 
+use super::shared::ProfileSource;
+
 /// Settings of a node beyond its device and its port.
 #[derive(Debug, Clone)]
 pub struct NodeConfig {
@@ -29,6 +31,8 @@ pub struct NodeConfig {
     pub io_policy: IoPolicy,
     /// What the device can do, where that was measured.
     pub io_profile: Option<DeviceProfile>,
+    /// Of which disk.
+    pub io_profile_source: ProfileSource,
     /// In-process callers that will be given a [`super::Client`].
     pub client_count: usize,
 }
@@ -46,6 +50,7 @@ impl Default for NodeConfig {
             scrub_rate: SCRUB_RATE_DEFAULT,
             io_policy: IoPolicy::default(),
             io_profile: None,
+            io_profile_source: ProfileSource::Assumed,
             client_count: 0,
         }
     }

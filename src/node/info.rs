@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
-use super::shared::Shared;
+use super::shared::{ProfileSource, Shared};
 use crate::device::Health;
 use crate::engine::durability::Durability;
 use crate::engine::io_queue::Class;
@@ -178,9 +178,24 @@ fn section_fields(shared: &Shared, section: &str) -> Vec<(&'static str, String)>
 
 /// What became of commands to the device, by whom they were for.
 fn io_fields(shared: &Shared) -> Vec<(&'static str, String)> {
-    let profile = if shared.device.is_measured { "measured" } else { "assumed" };
-    let mut fields =
-        vec![("io_scheduler", shared.device.scheduler.to_string()), ("io_profile", profile.into())];
+    let (profile, disk) = match shared.device.profile {
+        ProfileSource::Assumed => ("assumed", "none"),
+        ProfileSource::Identified => ("measured", "identified"),
+        ProfileSource::Unidentified => ("measured", "unidentified"),
+    };
+    let bounds = shared.io_bounds();
+    let mut fields = vec![
+        ("io_scheduler", shared.device.scheduler.to_string()),
+        ("io_profile", profile.into()),
+        ("io_profile_disk", disk.into()),
+        ("io_read_cost_ns", bounds.read_ns.to_string()),
+        ("io_write_cost_ns", bounds.write_ns.to_string()),
+        ("io_depth_max", bounds.depth.to_string()),
+        ("io_background_us_max", bounds.background_us.to_string()),
+        ("io_background_read_bytes_max", bounds.read_piece_size.to_string()),
+        ("io_background_write_bytes_max", bounds.write_piece_size.to_string()),
+        ("io_commit_deadline_us", bounds.commit_deadline_us.to_string()),
+    ];
     for class in Class::ALL {
         let at = class as usize;
         let [commands, bytes, waiting, wait_us_max] = io_field_names(class);

@@ -3,14 +3,14 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::memory::MemoryPlan;
 use crate::device::Health;
 use crate::engine::allocator::Allocator;
 use crate::engine::durability::Durability;
-use crate::engine::io_queue::{ClassStats, IoPolicy};
+use crate::engine::io_queue::{ClassStats, IoBounds, IoPolicy};
 use crate::engine::op::Clock;
 use crate::format::superblock::Superblock;
 use crate::reactor::control::ControlSender;
@@ -104,6 +104,8 @@ pub struct Figures {
     pub connections_memory: AtomicU64,
     /// Commands to the device of each class, in the order of [`crate::engine::io_queue::Class::ALL`].
     pub io: [ClassFigures; 5],
+    /// What its scheduler goes by, from the start on.
+    pub io_bounds: OnceLock<IoBounds>,
 }
 
 /// The same for the commands of one class.
@@ -155,8 +157,20 @@ pub struct DeviceFacts {
     pub health: HealthSource,
     /// In which order it is given commands.
     pub scheduler: IoPolicy,
-    /// Whether what it can do was measured.
-    pub is_measured: bool,
+    /// Where its figures are from.
+    pub profile: ProfileSource,
+}
+
+/// Where a node has the figures of its device from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ProfileSource {
+    /// They are assumed.
+    #[default]
+    Assumed,
+    /// They were measured, of the disk with the same serial number.
+    Identified,
+    /// They were measured, of a disk that looks the same; nothing tells it from others.
+    Unidentified,
 }
 
 /// State of a node that all its threads see.
@@ -257,6 +271,19 @@ impl Shared {
     /// The least of a figure over all reactors.
     pub fn least(&self, figure: impl Fn(&Figures) -> &AtomicU64) -> u64 {
         self.figures.iter().map(|one| figure(one).load(Ordering::Relaxed)).min().unwrap_or(0)
+    }
+
+    /// What the schedulers of all reactors go by: what one has is a part of the device's, what a command costs is the same for all.
+    pub fn io_bounds(&self) -> IoBounds {
+        let bounds = self.figures.iter().filter_map(|one| one.io_bounds.get());
+        bounds
+            .copied()
+            .reduce(|sum, one| IoBounds {
+                background_us: sum.background_us + one.background_us,
+                depth: sum.depth + one.depth,
+                ..one
+            })
+            .unwrap_or_default()
     }
 
     /// The durability mode in force.

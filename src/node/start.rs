@@ -68,7 +68,7 @@ pub fn start<N: Namespace>(
         engine: namespace.geometry().engine,
         health: Box::new(move || asked.upgrade().and_then(|namespace| namespace.health())),
         scheduler: config.io_policy,
-        is_measured: config.io_profile.is_some(),
+        profile: config.io_profile_source,
     };
     let shared =
         Shared::new(Arc::clone(&superblock), Arc::clone(&allocator), facts, recovery, address, config);
@@ -136,6 +136,8 @@ pub fn start<N: Namespace>(
                 let (superblock, allocator) = (Arc::clone(&shared.superblock), Arc::clone(&shared.allocator));
                 let mut engine = Engine::new(superblock, allocator, queue, states, durability);
                 engine.set_io(&io);
+                // Set once: a reactor has one engine.
+                let _ = shared.figures[index].io_bounds.set(engine.io_bounds());
                 // A drive works better with free blocks; a file would only lose blocks that it must then find again.
                 let is_controller = engine.device().geometry().engine == "spdk";
                 let by_size = crate::engine::checkpoint::interval_of(engine.device().geometry().size());

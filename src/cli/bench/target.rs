@@ -81,7 +81,7 @@ const SAMPLE_COUNT: u64 = 256;
 pub(super) const TAIL_SIZE: u64 = 64 << 20;
 
 /// Queues for loads that have one for each thread.
-const QUEUE_COUNT: usize = 64;
+pub(in crate::cli) const QUEUE_COUNT: usize = 64;
 
 /// Bytes of one write that fills the region.
 const FILL_SIZE: u64 = 256 << 10;
