@@ -67,6 +67,10 @@ probes! {
     ExtentTrimmed "extent trimmed",
     /// Garbage collection met a key that somebody holds.
     CollectionMetHold "collection met a held key",
+    /// Garbage collection passed over what it could not read.
+    CollectionMetDamage "collection passed over damage",
+    /// Garbage collection met a damaged record that is the newest of its key.
+    CollectionMetLost "collection met a lost record",
     /// Recovery took a log for which frames were retired.
     RetiredFramesSkipped "retired frames skipped",
     /// Recovery looked for an older record of what is retired.

@@ -399,3 +399,65 @@ fn damage_that_a_start_found_is_in_info() {
     file.write_all_at(&[image[at] ^ 1], at as u64).unwrap();
     assert_eq!(found(&options).as_deref(), Some("1"));
 }
+
+/// Fills extents of a key's shard with what is garbage at once, so that the key's own are full, and has garbage collected.
+fn seal_and_compact(client: &mut Client, key: &str) {
+    // The same slot, by its hash tag.
+    let filler = format!("{{{key}}}:filler");
+    for _ in 0..40 {
+        assert_eq!(call!(client, "SET", filler, vec![b'f'; 100_000]), Reply::ok());
+    }
+    assert_eq!(call!(client, "DEL", filler).int(), 1);
+    assert_eq!(call!(client, "COMPACT"), Reply::ok());
+}
+
+#[test]
+fn damage_that_was_written_over_is_none_and_what_is_lost_stays() {
+    let canonical = Canonical::new();
+    for (index, kills, deletes) in [(1, false, false), (2, true, false), (3, true, true), (5, false, true)] {
+        let key = format!("canon:{index:03}");
+        let what = format!("{key}, kills: {kills}, deletes: {deletes}");
+        let flips: Vec<(usize, u8)> = canonical.places(&key).iter().map(|at| (at + 20, 1)).collect();
+        let options = Options::new(canonical.damaged("written-over.img", &flips));
+        let end = |node: Node| if kills { node.kill9() } else { node.stop() };
+        let is_lost = |client: &mut Client| match call!(client, "GET", key) {
+            Reply::Error(text) => text.starts_with("IOERR"),
+            other => panic!("{what}: GET answers {}", other.brief()),
+        };
+        for round in 0..2 {
+            let node = options.start();
+            let mut client = node.client();
+            assert!(is_lost(&mut client));
+            seal_and_compact(&mut client, &key);
+            assert!(is_lost(&mut client), "{what}: COMPACT in round {round}");
+            end(node);
+            let text = check(&options.device).expect_code(4, &what).text();
+            assert!(text.contains(&format!("key '{key}'")) && text.contains("write or delete"), "{text}");
+        }
+
+        let node = options.start();
+        let mut client = node.client();
+        assert_eq!(call!(client, "SET", key, "new"), Reply::ok());
+        if deletes {
+            assert_eq!(call!(client, "DEL", key).int(), 1);
+        }
+        end(node);
+        let text = check(&options.device).expect_code(0, &what).text();
+        assert!(text.contains("superseded") && text.contains(&format!("key '{key}'")), "{what}: {text}");
+        let json = basalt(&["check", "--device", path_text(&options.device), "--json"]).expect_code(0, &what);
+        let json: serde_json::Value = serde_json::from_str(&json.stdout).expect("JSON");
+        let count = |of: &str| json[of].as_array().map(Vec::len);
+        let counts = (count("damage"), count("superseded"), json["clean"].as_bool());
+        assert_eq!(counts, (Some(0), Some(1), Some(true)), "{what}: {json}");
+
+        let node = options.start();
+        seal_and_compact(&mut node.client(), &key);
+        end(node);
+        let text = check(&options.device).expect_code(0, &what).text();
+        assert!(!text.contains("superseded"), "{what}: {text}");
+        let expected = if deletes { Reply::Nil } else { Reply::bulk(b"new") };
+        let node = options.start();
+        assert_eq!(call!(node.client(), "GET", key), expected, "{what}");
+        node.stop();
+    }
+}

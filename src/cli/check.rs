@@ -6,6 +6,7 @@ use super::progress::Progress;
 use super::{CheckArgs, Exit, fail_on, say};
 use crate::device::Namespace;
 use crate::engine::check::{Report, check as check_device};
+use crate::engine::recovery::Damage;
 use crate::size;
 
 pub(super) fn check(args: &CheckArgs) -> Exit {
@@ -73,20 +74,36 @@ fn print(name: &str, report: &Report) {
         ));
     }
     for one in &report.damage {
-        let shard = one.shard.map_or(String::new(), |shard| format!("shard {shard}, "));
-        let key = one.key.as_ref().map_or(String::new(), |key| format!("key '{key}', "));
+        say(format!("damaged: {}", show(one)));
+    }
+    for one in &report.superseded {
+        say(format!("superseded: {}", show(one)));
+    }
+    if !report.superseded.is_empty() {
         say(format!(
-            "damaged: {key}{shard}extent {}, byte {} ({} bytes): {}",
-            one.extent, one.offset, one.size, one.what
+            "{} superseded: no key depends on what was there; COMPACT gives the space back",
+            size::count(report.superseded.len() as u64, "damaged place")
         ));
     }
-    say(if report.is_clean() {
-        "clean".to_owned()
-    } else {
-        format!(
-            "damage found: {} place(s) in the log, {} superblock copies",
-            report.damage.len(),
-            report.bad_superblock_copies.len()
-        )
-    });
+    if report.is_clean() {
+        say("clean".to_owned());
+        return;
+    }
+    say(format!(
+        "damage found: {} place(s) in the log, {} superblock copies",
+        report.damage.len(),
+        report.bad_superblock_copies.len()
+    ));
+    if report.damage.iter().any(|one| one.key.is_some()) {
+        say("write or delete the keys named above: each answers an error until then".to_owned());
+    }
+    if report.damage.iter().any(|one| one.key.is_none()) {
+        say("where no key is named it is not known which keys are affected: those that may be answer errors until they are written again; `basalt salvage` saves what can be read".to_owned());
+    }
+}
+
+fn show(one: &Damage) -> String {
+    let shard = one.shard.map_or(String::new(), |shard| format!("shard {shard}, "));
+    let key = one.key.as_ref().map_or(String::new(), |key| format!("key '{key}', "));
+    format!("{key}{shard}extent {}, byte {} ({} bytes): {}", one.extent, one.offset, one.size, one.what)
 }

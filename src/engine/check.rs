@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::device_format::{OpenError, read_superblock};
 use super::op::{BatchId, ShardId};
-use super::recovery::{self, Damage, ScannedShard, TornTail};
+use super::recovery::{self, Damage, Held, ScannedShard, TornTail};
 use crate::device::Device;
 use crate::format::layout::SUPERBLOCK_COPIES;
 use crate::format::superblock::Superblock;
@@ -41,14 +41,17 @@ pub struct Report {
     pub incomplete_checkpoints: u32,
     /// Superblock copies that are not as the others, with what is wrong with each.
     pub bad_superblock_copies: Vec<String>,
-    /// What was acknowledged and can't be read back.
+    /// What was acknowledged and can't be read back, or may not be.
     pub damage: Vec<Damage>,
+    /// Damaged bytes that nothing depends on any more that a client could ask for: records that were written over or deleted
+    /// since, and padding.
+    pub superseded: Vec<Damage>,
     /// Tails that were in flight when the node died: normal after a crash, and no damage.
     pub torn_tails: Vec<TornTail>,
 }
 
 impl Report {
-    /// Whether nothing is wrong.
+    /// Whether nothing is wrong that a client could come to see.
     pub fn is_clean(&self) -> bool {
         self.damage.is_empty() && self.bad_superblock_copies.is_empty()
     }
@@ -70,7 +73,6 @@ pub fn check<D: Device>(device: &mut D, progress: &mut dyn FnMut(u64, u64)) -> R
         shards.push(scanned);
     }
     let mut damage = survey.damage.clone();
-    damage.extend(shards.iter().flat_map(|shard| shard.damage.iter().cloned()));
     damage.extend(missing_parts(&shards));
     let committed = recovery::committed_batches(&shards);
     let mut report = Report {
@@ -92,6 +94,7 @@ pub fn check<D: Device>(device: &mut D, progress: &mut dyn FnMut(u64, u64)) -> R
             .collect(),
         torn_tails: shards.iter().filter_map(|shard| shard.torn.clone()).collect(),
         damage,
+        superseded: Vec::new(),
         checkpoints: 0,
         incomplete_checkpoints: 0,
     };
@@ -104,6 +107,8 @@ pub fn check<D: Device>(device: &mut D, progress: &mut dyn FnMut(u64, u64)) -> R
         let (id, is_sound) = (shard.id(), shard.damage.is_empty());
         let state = shard.resolve(&committed, &superblock);
         report.keys += state.key_count();
+        report.damage.extend_from_slice(state.damage());
+        report.superseded.extend_from_slice(state.superseded());
         for (key, missing, entry) in state.incomplete_values() {
             report.damage.push(Damage {
                 shard: Some(id.0),
@@ -112,6 +117,7 @@ pub fn check<D: Device>(device: &mut D, progress: &mut dyn FnMut(u64, u64)) -> R
                 size: u64::from(entry.size()),
                 key: Some(key.escape_ascii().to_string()),
                 what: format!("{missing} chunk(s) of its value are not there"),
+                held: Held::Anything,
             });
         }
         // Where the log has damage, the checkpoint may well know more.
@@ -128,6 +134,7 @@ pub fn check<D: Device>(device: &mut D, progress: &mut dyn FnMut(u64, u64)) -> R
                     size: 0,
                     key: None,
                     what: format!("the checkpoint and the log disagree: {difference}"),
+                    held: Held::Anything,
                 });
             }
         }
@@ -161,6 +168,7 @@ pub(super) fn missing_parts(shards: &[ScannedShard]) -> Vec<Damage> {
                 batch.number,
                 seen.get(batch).copied().unwrap_or(0)
             ),
+            held: Held::Anything,
         })
         .collect()
 }

@@ -264,8 +264,8 @@ impl<D: Device> Engine<D> {
         self.checkpointer.wanted = false;
         self.checkpointer.written_at_last = self.queue.bytes_written;
         let waiters = std::mem::take(&mut self.checkpointer.waiters);
-        let is_sound = |shard: &Shard| shard.is_collectable && !shard.is_in_doubt() && !shard.has_unknown();
-        if !self.shards.iter().all(is_sound) || self.committer.poisoned().is_some() {
+        self.shards.iter_mut().for_each(Shard::forget_superseded);
+        if !self.shards.iter().all(Shard::is_collectable) || self.committer.poisoned().is_some() {
             self.checkpointer.stats.skipped += 1;
             waiters.into_iter().for_each(|(at, token)| self.sync(at, token));
             return;

@@ -12,6 +12,7 @@
 use std::collections::BTreeMap;
 
 use super::index::Entry;
+use super::recovery::Lost;
 use crate::format::Place;
 use crate::format::record::RecordType;
 
@@ -51,6 +52,15 @@ pub(super) struct Extent {
     pub(super) state: ExtentState,
 }
 
+/// Bytes that a record counts with among those that may have to be kept although no key names them.
+pub(super) fn carried_size(kind: RecordType, size: u32, value_size: u32, expires: bool) -> Option<u32> {
+    match kind {
+        RecordType::Delete | RecordType::Commit | RecordType::Clear => Some(size),
+        RecordType::Put if expires => Some(size - value_size),
+        RecordType::Put | RecordType::Retired | RecordType::Chunk => None,
+    }
+}
+
 impl Extent {
     /// Counts a record that may have to be kept although no key names it. One that expires says, until every older record of
     /// its key is gone, that the key is absent, as a delete does.
@@ -62,11 +72,7 @@ impl Extent {
         value_size: u32,
         expires: bool,
     ) {
-        let carried = match kind {
-            RecordType::Delete | RecordType::Commit | RecordType::Clear => size,
-            RecordType::Put if expires => size - value_size,
-            RecordType::Put | RecordType::Retired | RecordType::Chunk => return,
-        };
+        let Some(carried) = carried_size(kind, size, value_size, expires) else { return };
         self.carry_bytes += u64::from(carried);
         self.carry_parts += u64::from(is_part && kind != RecordType::Commit);
         self.has_clear |= kind == RecordType::Clear;
@@ -130,8 +136,8 @@ pub(super) enum ExtentState {
     InUse,
     /// Being collected.
     Collecting,
-    /// It can't be collected: something in it is damaged.
-    Damaged,
+    /// Something in it is damaged.
+    Damaged(Left),
     /// Nothing in it is needed once this frame is durable.
     Emptied {
         /// The frame.
@@ -144,6 +150,19 @@ pub(super) enum ExtentState {
     },
     /// It is free once the device has been told so.
     Trimming,
+}
+
+/// What is left behind in an extent that something is damaged in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Left {
+    /// A record that can't be read and is the newest of its key: the extent is collected again once it is not any more.
+    Newest(Lost),
+    /// Records that nobody can name, among them deletes and the like of so many bytes: nothing else of it is needed once the index
+    /// has nothing in it.
+    Unread {
+        /// The bytes.
+        carry_bytes: u64,
+    },
 }
 
 /// The lowest of some numbers of extents, and the next one.
@@ -364,6 +383,14 @@ impl Extents {
         if let Some(extent) = self.all.get_mut(&number) {
             extent.state = ExtentState::Emptied { frame };
             self.leaving.push(number);
+        }
+    }
+
+    /// A collection of an extent has come to its end: nothing in it is needed once a frame is durable, unless something is left.
+    pub(super) fn end(&mut self, number: u32, left: Option<Left>, frame: u64) {
+        match (left, self.all.get_mut(&number)) {
+            (Some(left), Some(extent)) => extent.state = ExtentState::Damaged(left),
+            (_, _) => self.empty(number, frame),
         }
     }
 

@@ -14,15 +14,17 @@
 //!   The batch may wait for room itself, so the collection is given up, and another extent is tried.
 //! - Frames are retired only when everything that was logged up to the end of the collection is durable, and an extent is given
 //!   back only when that is durable as well and no read of it is under way.
-//! - A shard with damage is left alone: what looks dead may be all that is left.
+//! - A shard that lost records of unknown keys is left alone: what looks dead may be all that is left. So is an extent in which the
+//!   newest record of a key can't be read, as long as it is the newest (see `damaged.rs`).
 
+mod damaged;
 mod policy;
 mod records;
 mod release;
 
 use super::Engine;
 use super::allocator::Purpose;
-use super::extents::ExtentState;
+use super::extents::{ExtentState, Left};
 use super::io_queue::{self, Class};
 use super::log::OpenExtent;
 use super::op::{Answer, Clock, Key, OpError};
@@ -31,6 +33,7 @@ use crate::device::{Device, DmaBuf, IoError};
 use crate::limits::{CHUNK_SIZE_MAX, KEPT_FOR_RETIREMENT_MAX};
 use crate::planted::{Bug, is_planted};
 use crate::probe::{self, Probe};
+use damaged::Tries;
 use policy::{Candidate, pick};
 use records::Moving;
 
@@ -110,7 +113,17 @@ struct Collection {
     /// Bytes of the frame at `at` whose records have been dealt with; 0 when it was not begun.
     position: usize,
     is_reading: bool,
-    tries_left: u32,
+    /// Where what was read did not look right, and where it was not read.
+    doubts: Tries,
+    failures: Tries,
+    /// The next frame is not where it should be, and looked for.
+    is_searching: bool,
+    /// Bytes up to here are read block by block: the device can't read all of them.
+    slow_to: u64,
+    /// Bytes of deletes and the like that were read, as extents count them.
+    carry_read: u64,
+    /// What could not be read of it, first.
+    unread: Option<String>,
 }
 
 impl Collection {
@@ -303,7 +316,7 @@ impl<D: Device> Engine<D> {
     /// Extents of a shard that may be collected.
     fn candidates(&self, at: usize, clock: Clock, out: &mut Vec<Candidate>) {
         let shard = &self.shards[at];
-        if !shard.is_collectable || shard.is_in_doubt() || shard.has_unknown() {
+        if !shard.is_collectable() {
             return;
         }
         let open = shard.log.open_extent().map(|open| open.header.extent);
@@ -314,10 +327,15 @@ impl<D: Device> Engine<D> {
         for (number, one) in shard.extents.iter() {
             let is_oldest = Some(number) == oldest;
             let is_open = Some(number) == open || (!one.is_log() && one.last_frame.is_none());
-            if one.state != ExtentState::InUse || is_open {
-                continue;
-            }
-            let droppable = if one.carry_bytes > 0 { one.part_up_to(horizons.of(number, one)) } else { 0 };
+            let carry = match one.state {
+                _ if is_open => continue,
+                ExtentState::InUse => one.carry_bytes,
+                ExtentState::Damaged(Left::Newest(lost)) if !shard.is_lost(number, lost) => one.carry_bytes,
+                ExtentState::Damaged(Left::Unread { carry_bytes }) => carry_bytes,
+                _ => continue,
+            };
+            let counts = carry > 0 || one.has_clear;
+            let droppable = if counts { one.part_up_to(horizons.of(number, one)) } else { 0 };
             // A FLUSHALL can't be moved: it would drop what came after it.
             if one.has_clear && droppable < 256 {
                 continue;
@@ -331,8 +349,8 @@ impl<D: Device> Engine<D> {
                 size: self.superblock.layout.extent_size,
                 used: used_of(one, self.superblock.layout.extent_size),
                 live: one.live_bytes,
-                carry: one.carry_bytes - one.carry_bytes * droppable / 256,
-                dropped: one.carry_bytes * droppable / 256,
+                carry: carry - carry * droppable / 256,
+                dropped: carry * droppable / 256,
                 age: self.allocator.opened_since(one.ordinal),
                 is_oldest: is_oldest && is_burdened,
             });
@@ -356,6 +374,7 @@ impl<D: Device> Engine<D> {
                 self.close_stale_survivors(at);
             }
             let mut of_shard = Vec::new();
+            self.shards[at].forget_superseded();
             self.candidates(at, clock, &mut of_shard);
             let held: Vec<u32> = self.prepared_extents(at).collect();
             let shard = &mut self.shards[at];
@@ -382,7 +401,8 @@ impl<D: Device> Engine<D> {
                     progress = true;
                     return false;
                 }
-                true
+                // All of it that can be read is somewhere else.
+                !extent.is_some_and(|one| matches!(one.state, ExtentState::Damaged(Left::Unread { .. })))
             });
             if shard.cleared.is_some_and(|cleared| cleared.frame <= written) && shard.unsettled.is_empty() {
                 shard.cleared = None;
@@ -473,7 +493,12 @@ impl<D: Device> Engine<D> {
             done: 0,
             position: 0,
             is_reading: false,
-            tries_left: READ_TRIES,
+            doubts: Tries::default(),
+            failures: Tries::default(),
+            is_searching: false,
+            slow_to: 0,
+            carry_read: 0,
+            unread: None,
         });
         self.go_on_collecting(clock);
         true
@@ -535,13 +560,13 @@ impl<D: Device> Engine<D> {
                 }
                 false
             }
-            Moving::Damaged(what) => {
+            Moving::Lost(lost, whose) => {
                 tracing::error!(
-                    "extent {} can't be collected and stays as it is: {what}; `basalt check` names all damage once the node is stopped",
+                    "extent {} can't be collected and stays as it is: {whose} is damaged, and is lost; it is collected once that is written again or deleted",
                     active.extent
                 );
                 self.collector.stats.abandoned += 1;
-                self.leave(&active, ExtentState::Damaged);
+                self.leave(&active, ExtentState::Damaged(Left::Newest(lost)));
                 false
             }
         }
@@ -558,15 +583,19 @@ impl<D: Device> Engine<D> {
 
     fn finish_collection(&mut self, active: &Collection) {
         probe::hit(Probe::ExtentCollected);
-        let is_over = self.end_victim(active.shard, active.extent);
+        let left = self.left_in(active);
+        let is_over = self.end_victim(active.shard, active.extent, left);
         let shard = &mut self.shards[active.shard];
         if is_over {
             // What replaces its records, and what killed the others, is in the log up to here.
             let frame = shard.log.last_frame();
-            shard.extents.empty(active.extent, frame);
+            shard.extents.end(active.extent, left, frame);
         }
         shard.log.end_collection();
-        self.collector.stats.extents_collected += 1;
+        match left {
+            Some(_) => self.collector.stats.abandoned += 1,
+            None => self.collector.stats.extents_collected += 1,
+        }
         self.collector.next_look_us = 0;
         self.allocator.end_collection();
     }
@@ -575,34 +604,13 @@ impl<D: Device> Engine<D> {
     fn read_on(&mut self, active: &mut Collection) {
         active.bytes.drain(..std::mem::take(&mut active.done));
         let from = active.at + active.bytes.len() as u64;
-        let piece_size = self.queue.read_size_max(Class::Collect);
+        let piece_size = match from < active.slow_to {
+            true => self.superblock.block_size as usize,
+            false => self.queue.read_size_max(Class::Collect),
+        };
         let size = piece_size.min((active.end.saturating_sub(from)) as usize);
         active.is_reading = true;
         let offset = self.superblock.layout.extent_offset(active.extent) + from;
         self.queue.read(io_queue::Purpose::Collect, offset, size);
-    }
-
-    pub(super) fn on_collect_read(&mut self, buf: Option<DmaBuf>, status: Result<(), IoError>, clock: Clock) {
-        let Some(active) = &mut self.collector.active else { return };
-        active.is_reading = false;
-        match (status, buf) {
-            (Ok(()), Some(buf)) => {
-                self.collector.credit -= buf.len() as i64;
-                active.bytes.extend_from_slice(&buf);
-            }
-            (status, _) => {
-                active.tries_left -= 1;
-                if active.tries_left == 0 {
-                    let what = status.map_or_else(|error| error.to_string(), |()| "no data".into());
-                    if let Some(active) = self.collector.active.take() {
-                        tracing::error!("extent {} can't be collected: {what}", active.extent);
-                        self.collector.stats.abandoned += 1;
-                        self.leave(&active, ExtentState::Damaged);
-                    }
-                    return;
-                }
-            }
-        }
-        self.go_on_collecting(clock);
     }
 }

@@ -24,6 +24,8 @@ mod scan;
 mod survey;
 mod units;
 
+use bytes::Bytes;
+
 pub use checkpoint::{
     CheckpointedShard, Checkpoints, FoundCheckpoint, ShardCheckpoint, find_checkpoints, load_checkpoints,
 };
@@ -31,7 +33,7 @@ pub(in crate::engine) use frames::{Found, FrameRead, frames_of, units_of};
 pub(in crate::engine) use history::SeenRecord;
 pub(in crate::engine) use read::{Extent as ReadExtent, read_tried};
 pub use resolve::{Decisions, ScannedShard, blocking_damage, committed_batches, rebuild_allocator};
-pub(in crate::engine) use resolve::{Doubt, FoundLong};
+pub(in crate::engine) use resolve::{Doubt, FoundLong, Lost};
 pub use scan::{recover_shard, scan_shard, scan_shard_watching};
 pub use survey::{Chains, Survey, survey};
 pub(in crate::engine) use units::UnitRead;
@@ -51,6 +53,25 @@ pub struct Damage {
     pub key: Option<String>,
     /// What is wrong.
     pub what: String,
+    /// What was there.
+    #[serde(skip)]
+    pub(in crate::engine) held: Held,
+}
+
+/// What damaged bytes held, as far as what is left of them says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(in crate::engine) enum Held {
+    /// Anything: records whose keys nobody knows, perhaps.
+    #[default]
+    Anything,
+    /// Nothing that anybody asks for: padding, or the count of a commit record that decides without it.
+    Nothing,
+    /// The value of this key's record at that place.
+    Value(Bytes),
+    /// A chunk of a long value.
+    Chunk(u64),
+    /// What is retired, as the record of this frame said.
+    Retirement(u64),
 }
 
 /// The end of a log that was in flight when the node died, and was cut.

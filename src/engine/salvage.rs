@@ -16,7 +16,7 @@ use super::check::missing_parts;
 use super::device_format::{OpenError, read_superblock_for_rescue};
 use super::index::{Entry, Identity, Index, RecordRef, hash_key};
 use super::op::{Key, ShardId};
-use super::recovery::{self, Damage, Decisions, FoundLong, ReadExtent, SeenRecord, Survey, read_tried};
+use super::recovery::{self, Damage, Decisions, FoundLong, Held, ReadExtent, SeenRecord, Survey, read_tried};
 use super::shard::ShardState;
 use crate::device::rescue::RescueDevice;
 use crate::device::{Device, IoError};
@@ -330,6 +330,7 @@ impl<D: Device> Salvage<'_, D> {
             size: u64::from(entry.size()),
             key: None,
             what: format!("a key's newest record: {what}"),
+            held: Held::Anything,
         }));
     }
 

@@ -200,7 +200,7 @@ impl<D: Device> Engine<D> {
         while let Some(shard) = self.shards.get(pass.shard) {
             let next = shard.extents.iter().find(|(number, one)| {
                 pass.last.is_none_or(|last| *number > last)
-                    && matches!(one.state, ExtentState::InUse | ExtentState::Damaged)
+                    && matches!(one.state, ExtentState::InUse | ExtentState::Damaged(_))
                     && one.last_frame.is_some_and(|last| !one.is_log() || last <= shard.written_frame)
             });
             if let Some((extent, one)) = next {

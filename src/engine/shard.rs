@@ -9,6 +9,7 @@
 
 mod chunks;
 mod listing;
+mod lost;
 mod maps;
 mod pending;
 mod pin;
@@ -32,7 +33,7 @@ use super::index::{Directory, Entry, Expiries, HashIndex, Identity, Index, KeyHa
 use super::log::{Appended, Move, Moved, NewEntry, OpenExtent, Relocated, ShardLog};
 use super::long::LongValue;
 use super::op::{Answer, BatchId, Current, Key, KeyEffect, OpError, ShardId, Value};
-use super::recovery::{Doubt, FoundLong};
+use super::recovery::{Doubt, FoundLong, Lost};
 use super::survivors::Survivors;
 use crate::format::Place;
 use crate::format::record::{Record, RecordType};
@@ -143,8 +144,10 @@ pub(super) struct Shard {
     pub(super) log: ShardLog,
     pub(super) survivors: Survivors,
     pub(super) extents: Extents,
-    /// Garbage may be collected.
-    pub(super) is_collectable: bool,
+    /// Of everything that is damaged it is known whose it is.
+    is_accounted_for: bool,
+    /// Manifests that can't be read, with their extents, as long as they are the newest records of their keys.
+    lost_manifests: Vec<(u32, Lost)>,
     pub(super) copies_due: Vec<(BatchId, ShardId)>,
     /// Batches that this shard decided and whose parts are not yet known to stand without it.
     pub(super) unsettled: BTreeSet<BatchId>,
@@ -225,7 +228,8 @@ impl Shard {
             ),
             log: state.log,
             extents,
-            is_collectable: state.is_collectable,
+            is_accounted_for: state.is_collectable,
+            lost_manifests: state.lost_manifests,
             copies_due: state.copies_due,
             unsettled: BTreeSet::new(),
             cleared: None,

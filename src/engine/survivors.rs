@@ -20,7 +20,7 @@ use bytes::Bytes;
 
 use super::Engine;
 use super::allocator::{Allocator, Purpose};
-use super::extents::{Extent, ExtentState};
+use super::extents::{Extent, ExtentState, Left};
 use super::io_queue;
 use super::log::{Appended, Moved, OpenExtent};
 use super::op::Clock;
@@ -87,8 +87,8 @@ struct Unit {
     moved: Vec<Moved>,
     /// Bytes of deletes and commit records in it.
     carry_bytes: u64,
-    /// Extents of which everything that is kept is in units up to this one.
-    victims: Vec<u32>,
+    /// Extents of which everything that is kept is in units up to this one; of those that have something left, what that is.
+    victims: Vec<(u32, Option<Left>)>,
     failed: bool,
 }
 
@@ -325,9 +325,9 @@ impl<D: Device> Engine<D> {
     }
 
     /// A victim is done. False when it waits for a unit: it is emptied with that.
-    pub(super) fn end_victim(&mut self, at: usize, extent: u32) -> bool {
+    pub(super) fn end_victim(&mut self, at: usize, extent: u32, left: Option<Left>) -> bool {
         let Some(unit) = &mut self.shards[at].survivors.unit else { return true };
-        unit.victims.push(extent);
+        unit.victims.push((extent, left));
         self.close_unit(at);
         false
     }
@@ -446,7 +446,7 @@ impl<D: Device> Engine<D> {
             self.stats.extents_left += 1;
         }
         shard.survivors.void_what_follows(&self.allocator);
-        for victim in unit.victims {
+        for (victim, _) in unit.victims {
             if let Some(victim) = shard.extents.get_mut(victim) {
                 victim.state = ExtentState::InUse;
             }
@@ -482,8 +482,8 @@ impl<D: Device> Engine<D> {
         }
         shard.clean = false;
         let frame = shard.log.last_frame();
-        for victim in unit.victims {
-            shard.extents.empty(victim, frame);
+        for (victim, left) in unit.victims {
+            shard.extents.end(victim, left, frame);
         }
         self.collector.on_room();
         if self.checkpointer.is_due() {
@@ -527,7 +527,7 @@ impl<D: Device> Engine<D> {
             return;
         }
         let Some(unit) = shard.survivors.unit.take() else { return };
-        for victim in unit.victims {
+        for (victim, _) in unit.victims {
             if let Some(victim) = shard.extents.get_mut(victim) {
                 victim.state = ExtentState::InUse;
             }
@@ -540,7 +540,7 @@ impl<D: Device> Engine<D> {
         let block = u64::from(self.superblock.block_size);
         let extent_size = self.superblock.layout.extent_size;
         let shard = &mut self.shards[at];
-        if shard.survivors.is_busy() || !shard.is_collectable {
+        if shard.survivors.is_busy() || !shard.is_collectable() {
             return;
         }
         let Some(open) = shard.survivors.open else { return };

@@ -13,6 +13,7 @@ use crate::engine::device_format::begin_boot;
 use crate::engine::op::ShardId;
 use crate::engine::recovery::{self, Damage, ScannedShard, TornTail};
 use crate::format::superblock::Superblock;
+use crate::size;
 
 /// A device whose shards are in memory, ready to be served.
 pub struct Opened<N> {
@@ -200,21 +201,8 @@ pub fn open<N: Namespace>(
         return Err(error.into());
     }
     shards.sort_by_key(ScannedShard::id);
-    let damage: Vec<&Damage> =
-        survey.damage.iter().chain(shards.iter().flat_map(|shard| &shard.damage)).collect();
     if let Some(at) = recovery::blocking_damage(&survey, &shards) {
         return Err(NodeError::Unreadable { device, at: Box::new(at.clone()) });
-    }
-    let damage_count = damage.len() as u64;
-    let mut damage_notes = Vec::new();
-    for one in damage {
-        damage_notes.push(match &one.key {
-            Some(key) => format!("the value of key '{key}' is damaged: reading it is an error"),
-            None => format!(
-                "damage in extent {}, byte {} ({} bytes): {}",
-                one.extent, one.offset, one.size, one.what
-            ),
-        });
     }
     let allocator = Arc::new(recovery::rebuild_allocator(&superblock, &survey, &shards, &chains));
     let committed = recovery::committed_batches(&shards);
@@ -222,6 +210,26 @@ pub fn open<N: Namespace>(
     let log_bytes = shards.iter().map(|shard| shard.log_bytes).sum::<u64>();
     let states: Vec<ShardState> =
         shards.into_iter().map(|shard| shard.resolve(&committed, &superblock)).collect();
+    let damage: Vec<&Damage> =
+        survey.damage.iter().chain(states.iter().flat_map(ShardState::damage)).collect();
+    let superseded: usize = states.iter().map(|state| state.superseded().len()).sum();
+    let damage_count = (damage.len() + superseded) as u64;
+    let mut damage_notes = Vec::new();
+    if superseded > 0 {
+        let places = size::count(superseded as u64, "damaged place");
+        damage_notes.push(format!("{places} that no key depends on any more: COMPACT gives the space back"));
+    }
+    for one in damage {
+        damage_notes.push(match &one.key {
+            Some(key) => format!(
+                "the value of key '{key}' is damaged: reading it is an error until it is written again or deleted"
+            ),
+            None => format!(
+                "damage in extent {}, byte {} ({} bytes): {}",
+                one.extent, one.offset, one.size, one.what
+            ),
+        });
+    }
     let doubtful: Vec<String> =
         states.iter().filter(|state| state.is_in_doubt()).map(|state| state.id().0.to_string()).collect();
     if !doubtful.is_empty() {

@@ -219,7 +219,7 @@ pub fn run(seed: u64) -> Meetings {
         }
         match check(&mut world.disk.open_queue(), &mut |_, _| {}) {
             Ok(report) => {
-                must(report.is_clean(), Promise::Undamaged, &report.damage);
+                must(report.is_clean() && report.superseded.is_empty(), Promise::Undamaged, &report.damage);
                 must(report.keys == world.model.len() as u64, Promise::Counts, &report.keys);
             }
             Err(error) => broken(Promise::Undamaged, &format!("check cannot run: {error}")),

@@ -509,11 +509,12 @@ impl World {
         // A cut that was armed for what came before must not hit the check.
         self.disk.power_cut_at(u64::MAX);
         match check(&mut self.disk.open_queue(), &mut |_, _| {}) {
-            Ok(report) if report.damage.is_empty() => {}
-            Ok(report) => self.broken(
-                Promise::Undamaged,
-                &format!("check finds damage after a crash: {:?}", report.damage),
-            ),
+            Ok(report) if report.damage.is_empty() && report.superseded.is_empty() => {}
+            Ok(report) => {
+                let (damage, superseded) = (report.damage, report.superseded);
+                let what = format!("check finds damage after a crash: {damage:?}, {superseded:?}");
+                self.broken(Promise::Undamaged, &what)
+            }
             Err(error) => {
                 self.broken(Promise::Undamaged, &format!("check cannot run after a crash: {error}"))
             }

@@ -1,13 +1,17 @@
 //! What becomes of a victim's records: moved to the end of the log, or left behind.
 
+use std::ops::Range;
+
 use super::*;
 use crate::engine::action::is_expired;
+use crate::engine::extents::carried_size;
 use crate::engine::log::{Draft, Moved};
 use crate::engine::op::{BatchId, Key};
 use crate::engine::operations::AppendError;
+use crate::engine::recovery::Lost;
 use crate::engine::survivors::NotStaged;
 use crate::format::frame::{FRAME_HEADER_SIZE, FrameHeader};
-use crate::format::record::{Record, RecordType};
+use crate::format::record::{Decoded, Record, RecordType};
 use crate::format::unit::UnitHeader;
 use crate::format::{FormatError, Place};
 use crate::planted::{Bug, is_planted};
@@ -29,16 +33,18 @@ enum Fate {
 }
 
 /// A frame or a unit of a victim, from its header.
-struct Piece {
-    number: u64,
+pub(super) struct Piece {
+    pub(super) number: u64,
     /// Where what is in it stands in the order of frames.
     order: u64,
-    size: u32,
-    payload_size: u32,
+    pub(super) size: u32,
+    pub(super) payload_size: u32,
+    /// Sequences of its records, those of a frame.
+    pub(super) sequences: Option<Range<u64>>,
 }
 
 impl Piece {
-    fn decode(
+    pub(super) fn decode(
         active: &Collection,
         place: Place,
         offset: u32,
@@ -48,11 +54,12 @@ impl Piece {
         if active.has_units {
             let header = UnitHeader::decode(active.rest(), place, offset, block_size, room)?;
             let UnitHeader { unit: number, follows: order, size, payload_size, .. } = header;
-            return Ok(Piece { number, order, size, payload_size });
+            return Ok(Piece { number, order, size, payload_size, sequences: None });
         }
         let header = FrameHeader::decode(active.rest(), place, offset, block_size, room)?;
-        let FrameHeader { frame, size, payload_size, .. } = header;
-        Ok(Piece { number: frame, order: frame, size, payload_size })
+        let FrameHeader { frame, size, payload_size, first_sequence: first, record_count, .. } = header;
+        let sequences = Some(first..first.saturating_add(u64::from(record_count)));
+        Ok(Piece { number: frame, order: frame, size, payload_size, sequences })
     }
 }
 
@@ -66,88 +73,94 @@ pub(super) enum Moving {
     Avoid,
     /// It can't go on.
     GiveUp,
-    Damaged(String),
+    /// A record that has to be moved can't be read; whose it is.
+    Lost(Lost, String),
+}
+
+/// What one pass has done.
+#[derive(Default)]
+struct Pass {
+    /// Bytes that were moved.
+    moved_size: u64,
+    /// Records that were looked at.
+    seen_count: u32,
+}
+
+/// Bytes of a record that count among those of deletes and the like.
+fn carried(Decoded { record, size, .. }: &Decoded<'_>) -> u64 {
+    let (size, value_size, expires) = (*size as u32, record.value.len() as u32, record.expires_at_ms != 0);
+    carried_size(record.kind, size, value_size, expires).map_or(0, u64::from)
 }
 
 impl<D: Device> Engine<D> {
     /// Deals with the records that were read, one after the other.
     pub(super) fn move_records(&mut self, active: &mut Collection, clock: Clock) -> Moving {
-        let at = active.shard;
-        let Some(place) = self.shards[at].place_of(active.extent) else { return Moving::GiveUp };
-        let (mut moved_size, mut seen_count) = (0, 0);
+        let Some(place) = self.shards[active.shard].place_of(active.extent) else { return Moving::GiveUp };
+        let mut pass = Pass::default();
         loop {
             if active.next_frame > active.last_frame {
                 return Moving::Done;
             }
-            let offset = active.at as u32;
-            let room = active.end - active.at;
-            let rest_size = active.rest().len();
-            if rest_size < FRAME_HEADER_SIZE {
-                let at_end = active.at + rest_size as u64 >= active.end;
-                return if at_end { Moving::Damaged("it ends too early".into()) } else { Moving::NeedBytes };
-            }
-            let header = match Piece::decode(active, place, offset, self.superblock.block_size, room) {
-                Ok(header) if header.number == active.next_frame => header,
-                Ok(header) => {
-                    let (got, expected) = (header.number, active.next_frame);
-                    return self.doubt_bytes(active, format!("frame {got} where {expected} should be"));
-                }
-                Err(error) => return self.doubt_bytes(active, error.to_string()),
+            let piece = match self.next_piece(active, place) {
+                Ok(piece) => piece,
+                Err(stop) => return stop,
             };
-            active.order = header.order;
-            if rest_size < header.size as usize {
-                return Moving::NeedBytes;
+            if let Err(stop) = self.move_piece(active, &piece, place, &mut pass, clock) {
+                return stop;
             }
-            let payload = header.payload_size as usize;
-            active.position = active.position.max(FRAME_HEADER_SIZE);
-            while active.position < payload {
-                let record_at = offset + active.position as u32;
-                let bytes = std::mem::take(&mut active.bytes);
-                let of_piece = bytes.get(active.done..).and_then(|rest| rest.get(active.position..payload));
-                let outcome = match Record::decode(of_piece.unwrap_or_default(), place, record_at) {
-                    Ok(decoded) if decoded.value_intact => self
-                        .deal_with(active, &decoded.record, record_at, clock)
-                        .map(|moved| (decoded.size, moved)),
-                    Ok(_) => Err(Moving::Damaged("a value does not match its checksum".into())),
-                    Err(error) => Err(Moving::Damaged(error.to_string())),
-                };
-                active.bytes = bytes;
-                match outcome {
-                    Ok((size, moved)) => {
-                        active.position += size;
-                        moved_size += moved;
-                        seen_count += 1;
-                    }
-                    Err(Moving::Damaged(what)) => return self.doubt_bytes(active, what),
-                    Err(other) => return other,
-                }
-                if moved_size > PASS_SIZE_MAX || seen_count >= PASS_COUNT_MAX {
-                    return Moving::Pause(true);
-                }
-            }
-            active.done += header.size as usize;
-            active.at += u64::from(header.size);
-            active.position = 0;
-            active.next_frame += 1;
+            active.skip(piece.size as usize);
+            active.next_frame = piece.number + 1;
         }
     }
 
-    /// What was read is not what was written: it is read again before anything is called damaged.
-    fn doubt_bytes(&mut self, active: &mut Collection, what: String) -> Moving {
-        active.tries_left = active.tries_left.saturating_sub(1);
-        if active.tries_left == 0 {
-            return Moving::Damaged(what);
+    /// Deals with the records of a frame or a unit, from where it was left on.
+    fn move_piece(
+        &mut self,
+        active: &mut Collection,
+        piece: &Piece,
+        place: Place,
+        pass: &mut Pass,
+        clock: Clock,
+    ) -> Result<(), Moving> {
+        let payload = piece.payload_size as usize;
+        active.order = piece.order;
+        active.position = active.position.max(FRAME_HEADER_SIZE);
+        while active.position < payload {
+            let record_at = active.at as u32 + active.position as u32;
+            let bytes = std::mem::take(&mut active.bytes);
+            let of_piece = bytes.get(active.done..).and_then(|rest| rest.get(active.position..payload));
+            let dealt = match Record::decode(of_piece.unwrap_or_default(), place, record_at) {
+                Ok(decoded) => {
+                    let moved = self.deal_with(active, &decoded, record_at, clock);
+                    Ok(moved.map(|moved| (decoded.size, moved, carried(&decoded))))
+                }
+                Err(error) => Err(error.to_string()),
+            };
+            active.bytes = bytes;
+            match dealt {
+                Ok(Ok((size, moved, carried))) => {
+                    active.position += size;
+                    active.carry_read += carried;
+                    pass.moved_size += moved;
+                    pass.seen_count += 1;
+                }
+                // What was read may not be what is there: it is read again before anything is called damaged.
+                Ok(Err(Moving::Lost(..))) | Err(_) if active.try_again() => return Err(Moving::NeedBytes),
+                Err(what) => active.skip_record(piece, place, what),
+                Ok(Err(stop)) => return Err(stop),
+            }
+            if pass.moved_size > PASS_SIZE_MAX || pass.seen_count >= PASS_COUNT_MAX {
+                return Err(Moving::Pause(true));
+            }
         }
-        active.bytes.clear();
-        active.done = 0;
-        Moving::NeedBytes
+        Ok(())
     }
 
     /// Deals with one record; gives the bytes that were moved for it.
     fn deal_with(
         &mut self,
         active: &Collection,
-        record: &Record<'_>,
+        Decoded { record, value_intact, .. }: &Decoded<'_>,
         offset: u32,
         clock: Clock,
     ) -> Result<u64, Moving> {
@@ -156,6 +169,8 @@ impl<D: Device> Engine<D> {
         let moved = match self.fate(active, record, &key, offset, clock) {
             Fate::Drop => return Ok(0),
             Fate::Wait => return Err(Moving::Avoid),
+            // Nothing else needs the value.
+            Fate::MoveLive if !value_intact => return Err(self.lost(record, &key, at, offset)),
             Fate::MoveLive => Record {
                 batch: None,
                 expires_at_ms: if is_planted(Bug::MoveForgetsExpiry) { 0 } else { record.expires_at_ms },

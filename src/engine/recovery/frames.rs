@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use super::Damage;
 use super::survey::lost_header;
 use super::units::{UnitRead, unit_at};
+use super::{Damage, Held};
 use crate::engine::index::RecordRef;
 use crate::engine::op::{BatchId, ShardId};
 use crate::format::extent::{ExtentHeader, ExtentRole};
@@ -87,6 +87,7 @@ pub(super) fn read_frame(
         size: size as u64,
         key: key.map(|key| key.escape_ascii().to_string()),
         what,
+        held: Held::Anything,
     };
     for number in 0..header.record_count {
         let (record, size) = match found_at(&bytes[..payload], position, at, extent, place) {
@@ -118,7 +119,11 @@ pub(super) fn read_frame(
             read.damage.push(damage(position, size, Some(&record.key), what));
         }
         if !record.value_intact {
-            read.damage.push(record.damaged_value(shard));
+            let mut damage = record.damaged_value(shard);
+            if record.kind == RecordType::Retired {
+                damage.held = Held::Retirement(header.frame);
+            }
+            read.damage.push(damage);
         }
         read.records.push(record);
         position += size;
@@ -126,7 +131,12 @@ pub(super) fn read_frame(
     if position != payload || !is_zero(&bytes[payload..]) {
         let what =
             format!("frame {} does not end where its records do, or its padding is not zero", header.frame);
-        read.damage.push(damage(position, bytes.len() - position, None, what));
+        let mut damage = damage(position, bytes.len() - position, None, what);
+        // Every record is there, so what is behind them holds nothing.
+        if position == payload {
+            damage.held = Held::Nothing;
+        }
+        read.damage.push(damage);
     }
     read
 }
@@ -304,6 +314,13 @@ impl Found {
             size: u64::from(self.record.size),
             key: (self.kind != RecordType::Retired).then(|| self.key.escape_ascii().to_string()),
             what: "the value does not match its checksum".into(),
+            held: match (self.kind, self.chunk) {
+                (RecordType::Put, _) => Held::Value(self.key.clone()),
+                (RecordType::Chunk, Some(id)) => Held::Chunk(id),
+                // It decides its batch all the same.
+                (RecordType::Commit, _) => Held::Nothing,
+                _ => Held::Anything,
+            },
         }
     }
 }

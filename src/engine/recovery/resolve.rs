@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::frames::Found;
 use super::history::{History, SeenRecord};
 use super::survey::Survey;
-use super::{Damage, TornTail};
+use super::{Damage, Held, TornTail};
 use crate::engine::allocator::{Allocator, CheckpointChain};
 use crate::engine::extents::{Extent, Extents};
 use crate::engine::index::{Directory, Expiries, HashIndex, Identity, Index, RecordRef, hash_key};
@@ -44,6 +44,15 @@ pub(in crate::engine) struct FoundLong {
     /// Bytes of the value.
     pub(in crate::engine) size: u64,
     pub(in crate::engine) pieces: Vec<ManifestPiece>,
+}
+
+/// The newest record of a key, or of a chunk, that can't be read: it is lost as long as it is the newest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::engine) enum Lost {
+    /// Of the key with this identity, so many bytes into its extent.
+    Key(Identity, u32),
+    /// Of the chunk with this id.
+    Chunk(u64, u32),
 }
 
 /// What the scan of one shard found.
@@ -281,6 +290,10 @@ impl ScannedShard {
             }
         }
         self.settle_chunks();
+        let damage = std::mem::take(&mut self.damage);
+        let (superseded, damage): (Vec<_>, Vec<_>) =
+            damage.into_iter().partition(|one| self.is_superseded(one, &superblock.secret));
+        let lost_manifests = self.lost_manifests(&damage, &superblock.secret);
         let log = ShardLog::new(
             self.id,
             Arc::clone(superblock),
@@ -313,12 +326,43 @@ impl ScannedShard {
             log,
             units: self.units,
             extents,
-            is_collectable: self.damage.is_empty(),
+            is_collectable: damage.iter().all(|one| matches!(one.held, Held::Value(_) | Held::Chunk(_))),
+            lost_manifests,
+            damage,
+            superseded,
             copies_due,
             durable_frame: self.last_frame,
             clean: self.clean,
             doubt: self.doubt,
         }
+    }
+
+    /// Whether nothing that a client could ask for depends on damaged bytes, now that everything is known.
+    fn is_superseded(&self, damage: &Damage, secret: &[u8; 16]) -> bool {
+        let is_there =
+            |extent: u32, offset: u32| (extent, u64::from(offset)) == (damage.extent, damage.offset);
+        match &damage.held {
+            Held::Anything => false,
+            Held::Nothing => true,
+            Held::Value(key) => {
+                let entry = self.index.get(hash_key(secret, key).identity());
+                entry.is_none_or(|entry| !is_there(entry.extent, entry.offset))
+            }
+            Held::Chunk(id) => self.chunks.get(id).is_none_or(|chunk| !is_there(chunk.extent, chunk.offset)),
+            // Each says all that the ones before it did.
+            Held::Retirement(frame) => self.retired.0 > *frame,
+        }
+    }
+
+    /// Manifests among what is damaged, with their extents: nobody knows which chunks they name.
+    fn lost_manifests(&self, damage: &[Damage], secret: &[u8; 16]) -> Vec<(u32, Lost)> {
+        let manifest = |one: &Damage| {
+            let Held::Value(key) = &one.held else { return None };
+            let identity = hash_key(secret, key).identity();
+            let entry = self.index.get(identity).filter(|entry| entry.is_long)?;
+            Some((entry.extent, Lost::Key(identity, entry.offset)))
+        };
+        damage.iter().filter_map(manifest).collect()
     }
 
     /// Keeps the chunks that some value names. Those of a write that was cut short are named by none.
@@ -332,7 +376,8 @@ impl ScannedShard {
             let is_whole = found.pieces.iter().all(|one| self.chunks.contains_key(&one.id));
             // The chunks of a key that has expired are garbage before its record is. Its end is known again although the clock
             // may have been set back.
-            if !is_whole && entry.expires && self.damage.is_empty() {
+            let is_known = self.damage.iter().all(|one| one.held != Held::Anything);
+            if !is_whole && entry.expires && is_known {
                 probe::hit(Probe::ExpiredManifestDropped);
                 self.index.remove(identity);
                 self.directory.iter_mut().for_each(|directory| directory.remove(&found.key));

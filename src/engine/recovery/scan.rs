@@ -16,7 +16,7 @@ use super::read::{Extent, reread};
 use super::resolve::{Doubt, ScannedShard};
 use super::survey::Chains;
 use super::units::{ReadFrom, Units, UnitsBase};
-use super::{Damage, TornTail};
+use super::{Damage, Held, TornTail};
 use crate::device::{Device, IoError};
 use crate::engine::extents;
 use crate::engine::index::{Directory, Expiries, HashIndex, Index};

@@ -1,8 +1,8 @@
 //! Whose the extents are, from their headers, and from the frames of an extent that lost its header.
 
-use super::Damage;
 use super::frames::frame_at;
 use super::read::Extent;
+use super::{Damage, Held};
 use crate::device::{Device, IoError, blocking};
 use crate::engine::op::ShardId;
 use crate::format::checkpoint::CheckpointHeader;
@@ -67,6 +67,7 @@ impl Survey {
                 size: 0,
                 key: None,
                 what: "the extent's header names a shard that this device does not have".into(),
+                held: Held::Anything,
             }),
         }
     }
@@ -166,6 +167,7 @@ pub fn survey<D: Device>(device: &mut D, superblock: &Superblock) -> Result<Surv
                         size: block as u64,
                         key: None,
                         what: "the extent's header can't be read".into(),
+                        held: Held::Anything,
                     });
                 }
             }
@@ -184,6 +186,7 @@ pub fn survey<D: Device>(device: &mut D, superblock: &Superblock) -> Result<Surv
                 size: block as u64,
                 key: None,
                 what: format!("extent {} has the same place in the shard's chain", pair[0].extent),
+                held: Held::Anything,
             });
         }
     }

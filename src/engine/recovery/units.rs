@@ -5,9 +5,9 @@
 
 use std::collections::VecDeque;
 
-use super::Damage;
 use super::frames::{Found, found_at};
 use super::read::{Extent, reread};
+use super::{Damage, Held};
 use crate::device::IoError;
 use crate::engine::op::ShardId;
 use crate::format::extent::ExtentHeader;
@@ -294,6 +294,7 @@ pub(super) fn unit_at(
         size: size as u64,
         key: None,
         what,
+        held: Held::Anything,
     };
     let mut position = UNIT_HEADER_SIZE;
     let mut lost_from = None;
@@ -324,7 +325,11 @@ pub(super) fn unit_at(
     }
     if !is_zero(&rest[payload..header.size as usize]) {
         let what = format!("the padding of unit {} is not zero", header.unit);
-        unit.damage.push(damage(payload, header.size as usize - payload, what));
+        let mut damage = damage(payload, header.size as usize - payload, what);
+        if unit.is_intact && !unit.lacks_records {
+            damage.held = Held::Nothing;
+        }
+        unit.damage.push(damage);
         unit.is_intact = false;
     }
     if !unit.is_intact && unit.damage.is_empty() {

@@ -8,7 +8,7 @@ use crate::engine::extents::Extents;
 use crate::engine::index::{Directory, Entry, Expiries, HashIndex, Identity, Index, RecordRef, hash_key};
 use crate::engine::log::ShardLog;
 use crate::engine::op::{BatchId, Key, KeyRange, Order, ShardId};
-use crate::engine::recovery::{Doubt, FoundLong, read_tried};
+use crate::engine::recovery::{Damage, Doubt, FoundLong, Lost, read_tried};
 use crate::engine::survivors::FoundUnits;
 use crate::format::record::Record;
 use crate::format::superblock::Superblock;
@@ -30,8 +30,14 @@ pub struct ShardState {
     pub(in crate::engine) durable_frame: u64,
     pub(in crate::engine) clean: bool,
     pub(in crate::engine) doubt: Doubt,
-    /// Nothing of it is damaged, so garbage can be told from what was lost.
+    /// Of everything that is damaged it is known whose it is, so garbage can be told from what was lost.
     pub(in crate::engine) is_collectable: bool,
+    /// Manifests that can't be read, with their extents: chunks of theirs look like garbage.
+    pub(in crate::engine) lost_manifests: Vec<(u32, Lost)>,
+    /// Damage that keys are affected by, or may be.
+    pub(in crate::engine) damage: Vec<Damage>,
+    /// Damage that nothing depends on any more that a client could ask for.
+    pub(in crate::engine) superseded: Vec<Damage>,
     /// Batches with live parts here that only another shard's commit record decides, with that shard.
     pub(in crate::engine) copies_due: Vec<(BatchId, ShardId)>,
 }
@@ -60,6 +66,17 @@ impl ShardState {
             let entry = self.index.get(*identity)?;
             (missing > 0).then_some((key, missing, entry))
         })
+    }
+
+    /// Damage that keys are affected by, or may be.
+    pub fn damage(&self) -> &[Damage] {
+        &self.damage
+    }
+
+    /// Damaged bytes that nothing depends on any more that a client could ask for: records that were written over or deleted
+    /// since, and padding.
+    pub fn superseded(&self) -> &[Damage] {
+        &self.superseded
     }
 
     /// Which shard it is.

@@ -14,6 +14,7 @@ impl Scan<'_> {
             size: u64::from(self.superblock.block_size),
             key: None,
             what: "the extent's header was lost; its frames are read without it".into(),
+            held: Held::Anything,
         });
     }
 
@@ -26,6 +27,7 @@ impl Scan<'_> {
             size: u64::from(self.superblock.block_size),
             key: None,
             what: "the device can't read it".into(),
+            held: Held::Anything,
         };
         self.out.unreadable_tail.get_or_insert_with(|| damage.clone());
         self.out.damage.push(damage);
@@ -47,6 +49,7 @@ impl Scan<'_> {
             size,
             key: None,
             what: format!("{missing} frame(s) from number {first} on were durable and are not there"),
+            held: Held::Anything,
         });
         let starts_boot = next.header.boot > out.last_boot;
         // The first frame of a start behind an unclean stop is empty.

@@ -67,6 +67,7 @@ impl Scan<'_> {
             size: 0,
             key: None,
             what: format!("{count} unit(s) from number {first} on were durable and are not there"),
+            held: Held::Anything,
         });
         out.units.last = first + count - 1;
         out.doubt.raise_all(next_sequence);
@@ -107,6 +108,7 @@ impl Scan<'_> {
             size: 0,
             key: None,
             what: format!("{missing} frame(s) from number {first} on were durable and are not there"),
+            held: Held::Anything,
         });
         out.last_frame = last;
         out.doubt.raise_all(out.accepted_sequence);
