@@ -12,8 +12,11 @@ use crate::net::glob;
 use crate::net::resp::Response;
 use crate::net::{Completed, ConnectionId, SlotId};
 
-/// Bytes of names in one step of KEYS.
+/// Bytes of names in one step of SCAN or KEYS, about.
 const LIST_STEP_SIZE: usize = 256 << 10;
+
+/// Keys that the first step looks at, while it is not known how long they are.
+const FIRST_STEP: usize = 64;
 
 /// What a key found costs beside its bytes.
 const FOUND_OVERHEAD: usize = 96;
@@ -97,7 +100,7 @@ impl Walk {
             found: Vec::new(),
             found_size: 0,
             room: 0,
-            step: (cursor & !0xff, count.min(SCAN_STEP_MAX)),
+            step: (cursor & !0xff, count.min(FIRST_STEP)),
             prefix: prefix.filter(|prefix| !prefix.is_empty()).map(Key::from),
             rest: None,
         }
@@ -116,7 +119,7 @@ impl Walk {
             found: Vec::new(),
             found_size: 0,
             room: 0,
-            step: (0, SCAN_STEP_MAX),
+            step: (0, FIRST_STEP),
             rest: prefix.clone().map(KeyRange::of_prefix),
             prefix,
         }
@@ -161,7 +164,10 @@ impl Walk {
                 self.forget();
                 Err(Response::from(Reply::Error(error)))
             }
-            _ => return Step::Ended,
+            _ => {
+                self.forget();
+                Err(Response::error("ERR the listing was answered with something else".to_owned()))
+            }
         };
         match next {
             Ok((shard, op)) => Step::Send(shard, op),
@@ -197,6 +203,7 @@ impl Walk {
             return self.on_unreadable(cursor, error, shard_count);
         }
         self.visited += keys.len();
+        self.fit_step(&keys);
         if !self.nothing_matches {
             let matching = keys
                 .into_iter()
@@ -220,6 +227,15 @@ impl Walk {
         }
         self.step.0 = cursor;
         Ok(self.op())
+    }
+
+    /// The next step looks at as many keys as have about the bytes of one step, if they are as long as these.
+    fn fit_step(&mut self, keys: &[Key]) {
+        let size: usize = keys.iter().map(Key::len).sum();
+        if size > 0 {
+            let count = LIST_STEP_SIZE.saturating_mul(keys.len()) / size;
+            self.step.1 = count.clamp(1, self.count.clamp(1, SCAN_STEP_MAX));
+        }
     }
 
     /// A step met a record whose key cannot be read. Shorter steps come up to it, so that the reply before has all keys that are

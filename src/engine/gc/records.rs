@@ -19,8 +19,10 @@ use crate::planted::{Bug, is_planted};
 /// Bytes of the log that one pass may move: what comes from clients goes in between.
 const PASS_SIZE_MAX: u64 = 128 << 10;
 
-/// Records that one pass may look at, at about a microsecond each.
+/// Records that one pass may look at, at about a microsecond each; and while writers wait for what is collected, who would not be
+/// served sooner by shorter ones.
 const PASS_COUNT_MAX: u32 = 64;
+const PASS_COUNT_WAITED_FOR_MAX: u32 = 512;
 
 /// What to do with a record of a victim.
 enum Fate {
@@ -82,8 +84,9 @@ pub(super) enum Moving {
 struct Pass {
     /// Bytes that were moved.
     moved_size: u64,
-    /// Records that were looked at.
+    /// Records that were looked at, and may be.
     seen_count: u32,
+    count_max: u32,
 }
 
 /// Bytes of a record that count among those of deletes and the like.
@@ -96,7 +99,8 @@ impl<D: Device> Engine<D> {
     /// Deals with the records that were read, one after the other.
     pub(super) fn move_records(&mut self, active: &mut Collection, clock: Clock) -> Moving {
         let Some(place) = self.shards[active.shard].place_of(active.extent) else { return Moving::GiveUp };
-        let mut pass = Pass::default();
+        let count_max = if self.is_waited_for() { PASS_COUNT_WAITED_FOR_MAX } else { PASS_COUNT_MAX };
+        let mut pass = Pass { count_max, ..Pass::default() };
         loop {
             if active.next_frame > active.last_frame {
                 return Moving::Done;
@@ -149,7 +153,7 @@ impl<D: Device> Engine<D> {
                 Err(what) => active.skip_record(piece, place, what),
                 Ok(Err(stop)) => return Err(stop),
             }
-            if pass.moved_size > PASS_SIZE_MAX || pass.seen_count >= PASS_COUNT_MAX {
+            if pass.moved_size > PASS_SIZE_MAX || pass.seen_count >= pass.count_max {
                 return Err(Moving::Pause(true));
             }
         }

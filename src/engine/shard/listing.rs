@@ -13,6 +13,9 @@ const VISITED_MORE: usize = 64;
 /// Keys of a prefix that are few: a step of a scan goes through all of them. It takes about a tenth of a microsecond for each.
 const PREFIX_FEW: usize = 4_096;
 
+/// Bytes that they may have, since each step copies them.
+const PREFIX_SIZE_MAX: usize = 1 << 20;
+
 /// A scan through few keys gives an eighth of them in a step at least, so that it goes through them eight times at most.
 const PREFIX_STEPS: usize = 8;
 
@@ -123,16 +126,17 @@ impl Shard {
         now_ms: u64,
     ) -> Option<Scanned> {
         let range = KeyRange::of_prefix(prefix.clone());
-        let (mut found, mut visited) = (Vec::new(), 0);
+        let (mut found, mut visited, mut size) = (Vec::new(), 0, 0);
         self.directory.as_ref()?.visit(&range, Order::Ascending, &mut |key| {
             visited += 1;
+            size += key.len();
             let hash = hash_key(&self.superblock.secret, key);
             if hash.upper() >= cursor && self.is_live(hash.identity(), now_ms) == Some(true) {
                 found.push((hash.upper(), Key::copy_from_slice(key)));
             }
-            visited <= PREFIX_FEW
+            visited <= PREFIX_FEW && size <= PREFIX_SIZE_MAX
         });
-        if visited > PREFIX_FEW {
+        if visited > PREFIX_FEW || size > PREFIX_SIZE_MAX {
             return None;
         }
         probe::hit(Probe::PrefixScanned);
