@@ -47,9 +47,25 @@ pub fn show(bytes: u64) -> String {
     if unit == 0 { format!("{bytes} bytes") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
+/// Two sizes that differ, in words that do: in bytes where the units are too coarse.
+pub fn show_apart(one: u64, other: u64) -> (String, String) {
+    let (short, other_short) = (show(one), show(other));
+    if short != other_short {
+        return (short, other_short);
+    }
+    (count(one, "byte"), count(other, "byte"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_that_differ_do_not_look_the_same() {
+        let pair = |one: &str, other: &str| (one.to_owned(), other.to_owned());
+        assert_eq!(show_apart(64 << 20, 1 << 30), pair("64.0 MiB", "1.0 GiB"));
+        assert_eq!(show_apart(64 << 20, (64 << 20) - 1), pair("67108864 bytes", "67108863 bytes"));
+    }
 
     #[test]
     fn sizes_are_read_and_shown() {

@@ -176,7 +176,7 @@ fn an_oversized_value_is_refused_and_nothing_else_is_lost() {
     }
     assert_eq!(
         replies,
-        "+OK\r\n-ERR value of 1048577 bytes is longer than the 1048576 bytes that this node keeps in one value\r\n\
+        "+OK\r\n-ERR value of 1048577 bytes is longer than the 1048576 bytes that this node takes in one piece\r\n\
          $1\r\n1\r\n"
     );
 }

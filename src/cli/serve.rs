@@ -182,11 +182,10 @@ fn prepare_device(path: &Path, args: &ServeArgs) -> Result<(), (Exit, String)> {
         && metadata.is_file()
         && metadata.len() != whole_blocks(size)
     {
+        let (there, said) = size::show_apart(metadata.len(), size);
         let text = format!(
-            "{} has {} and --size says {}: leave --size out, or name another file",
-            path.display(),
-            size::show(metadata.len()),
-            size::show(size)
+            "{} has {there} and --size says {said}: leave --size out, or name another file",
+            path.display()
         );
         return Err((Exit::Usage, text));
     }

@@ -68,7 +68,7 @@ pub enum OpenError {
         wanted: IndexKind,
     },
     /// Part of it is missing.
-    #[error("it was formatted with {} but only {} are there: it was cut short, or is another device's copy", size::show(*.formatted), size::show(*.device))]
+    #[error("it was formatted with {} but only {} are there: it was cut short, or is another device's copy", size::show_apart(*.formatted, *.device).0, size::show_apart(*.formatted, *.device).1)]
     Truncated {
         /// In the superblock.
         formatted: u64,
@@ -193,7 +193,7 @@ pub fn read_superblock_for_rescue<D: Device>(
     let (copies, size) = read_copies(device)?;
     let mut notes = Vec::new();
     if size > device.geometry().size() {
-        let (formatted, real) = (size::show(size), size::show(device.geometry().size()));
+        let (formatted, real) = size::show_apart(size, device.geometry().size());
         notes.push(format!("it was formatted with {formatted} but only {real} are there"));
     }
     let superblock = match superblock::choose(&copies) {

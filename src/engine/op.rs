@@ -73,7 +73,7 @@ pub enum OpError {
     DeviceFull,
     /// Even the space reserved for deletes is used up.
     #[error(
-        "OOM device is full and the space reserved for deletes is used up: move to a larger device; reads go on"
+        "OOM device is full and the space reserved for deletes is used up: try again in a while, or move to a larger device; reads go on"
     )]
     ReserveExhausted,
     /// The index has used up its part of the memory.

@@ -232,8 +232,7 @@ impl Walk {
     /// The next step looks at as many keys as have about the bytes of one step, if they are as long as these.
     fn fit_step(&mut self, keys: &[Key]) {
         let size: usize = keys.iter().map(Key::len).sum();
-        if size > 0 {
-            let count = LIST_STEP_SIZE.saturating_mul(keys.len()) / size;
+        if let Some(count) = LIST_STEP_SIZE.saturating_mul(keys.len()).checked_div(size) {
             self.step.1 = count.clamp(1, self.count.clamp(1, SCAN_STEP_MAX));
         }
     }

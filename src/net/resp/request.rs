@@ -82,7 +82,7 @@ pub enum Parsed {
 pub enum Refusal {
     /// One argument is too long.
     #[error(
-        "ERR value of {size} bytes is longer than the {size_max} bytes that this node keeps in one value"
+        "ERR value of {size} bytes is longer than the {size_max} bytes that this node takes in one piece"
     )]
     Argument {
         /// Its declared length.
