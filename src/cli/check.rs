@@ -81,7 +81,7 @@ fn print(name: &str, report: &Report) {
     }
     if !report.superseded.is_empty() {
         say(format!(
-            "{} superseded: no key depends on what was there; COMPACT gives the space back",
+            "{} superseded: no key depends on what was there; the space comes back when it is collected",
             size::count(report.superseded.len() as u64, "damaged place")
         ));
     }

@@ -104,8 +104,9 @@ pub fn check<D: Device>(device: &mut D, progress: &mut dyn FnMut(u64, u64)) -> R
     // As the next start would read it: a checkpoint of a clean stop counts alone only if no start came since.
     let started = Superblock { boot: superblock.boot + 1, ..(*superblock).clone() };
     for shard in shards {
-        let (id, is_sound) = (shard.id(), shard.damage.is_empty());
+        let id = shard.id();
         let state = shard.resolve(&committed, &superblock);
+        let is_sound = state.damage().is_empty();
         report.keys += state.key_count();
         report.damage.extend_from_slice(state.damage());
         report.superseded.extend_from_slice(state.superseded());

@@ -217,7 +217,9 @@ pub fn open<N: Namespace>(
     let mut damage_notes = Vec::new();
     if superseded > 0 {
         let places = size::count(superseded as u64, "damaged place");
-        damage_notes.push(format!("{places} that no key depends on any more: COMPACT gives the space back"));
+        damage_notes.push(format!(
+            "{places} that no key depends on any more: their space comes back when it is collected"
+        ));
     }
     for one in damage {
         damage_notes.push(match &one.key {

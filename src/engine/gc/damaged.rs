@@ -15,6 +15,9 @@ use crate::engine::recovery::Lost;
 use crate::format::Place;
 use crate::format::record::{Record, RecordType};
 
+/// How long an extent is left alone that could not be read for a reason that is none of the medium's.
+const UNREAD_TIME_US: u64 = 10_000_000;
+
 /// How often something was tried at a place, the last one at which it did not go well.
 #[derive(Default)]
 pub(super) struct Tries {
@@ -59,8 +62,7 @@ impl Collection {
         let is_record = |position: &usize| {
             let rest = self.rest().get(*position..payload).unwrap_or_default();
             let sequence = rest.get(8..16).and_then(|bytes| Some(u64::from_le_bytes(bytes.try_into().ok()?)));
-            let is_possible = |sequence| piece.sequences.as_ref().is_none_or(|all| all.contains(&sequence));
-            sequence.is_some_and(is_possible)
+            sequence.is_some_and(|sequence| piece.sequences.contains(&sequence))
                 && Record::decode(rest, place, self.at as u32 + *position as u32).is_ok()
         };
         self.position = (self.position + 1..payload).find(is_record).unwrap_or(payload);
@@ -71,6 +73,7 @@ impl<D: Device> Engine<D> {
     /// The frame, or the unit, that is next, when all of it was read. One whose header is not there is passed over.
     pub(super) fn next_piece(&self, active: &mut Collection, place: Place) -> Result<Piece, Moving> {
         let block = self.superblock.block_size;
+        let issued = self.shards[active.shard].log.next_sequence();
         loop {
             let room = active.end - active.at;
             if room == 0 {
@@ -80,7 +83,7 @@ impl<D: Device> Engine<D> {
             if (active.rest().len() as u64) < u64::from(block).min(room) {
                 return Err(Moving::NeedBytes);
             }
-            let piece = Piece::decode(active, place, active.at as u32, block, room);
+            let piece = Piece::decode(active, place, active.at as u32, block, room, issued);
             let numbers = active.next_frame..=active.last_frame;
             let what = match piece {
                 Ok(piece) if piece.number == active.next_frame || active.is_searching => {
@@ -88,7 +91,9 @@ impl<D: Device> Engine<D> {
                         if active.rest().len() < piece.size as usize {
                             return Err(Moving::NeedBytes);
                         }
+                        // The passes that go on in it look for no other.
                         active.is_searching = false;
+                        active.next_frame = piece.number;
                         return Ok(piece);
                     }
                     String::new()
@@ -158,12 +163,14 @@ impl<D: Device> Engine<D> {
             }
             (status, _) => {
                 let what = status.map_or_else(|error| error.to_string(), |()| "no data".into());
-                if let Some(mut active) = self.collector.active.take() {
-                    active.unread = Some(what);
-                    active.carry_read = 0;
+                // What is on the medium may well be right.
+                if let Some(active) = self.collector.active.take() {
+                    tracing::warn!("extent {} can't be collected for now: {what}", active.extent);
                     self.collector.stats.abandoned += 1;
-                    let left = self.left_in(&active);
-                    self.leave(&active, left.map_or(ExtentState::InUse, ExtentState::Damaged));
+                    self.leave(&active, ExtentState::InUse);
+                    if let Some(one) = self.shards[active.shard].extents.get_mut(active.extent) {
+                        one.avoid_until_us = clock.monotonic_us + UNREAD_TIME_US;
+                    }
                 }
                 return;
             }

@@ -41,8 +41,8 @@ pub(super) struct Piece {
     order: u64,
     pub(super) size: u32,
     pub(super) payload_size: u32,
-    /// Sequences of its records, those of a frame.
-    pub(super) sequences: Option<Range<u64>>,
+    /// Sequences that its records may have: those of a frame; in a unit, all that were issued.
+    pub(super) sequences: Range<u64>,
 }
 
 impl Piece {
@@ -52,15 +52,16 @@ impl Piece {
         offset: u32,
         block_size: u32,
         room: u64,
+        issued: u64,
     ) -> Result<Piece, FormatError> {
         if active.has_units {
             let header = UnitHeader::decode(active.rest(), place, offset, block_size, room)?;
             let UnitHeader { unit: number, follows: order, size, payload_size, .. } = header;
-            return Ok(Piece { number, order, size, payload_size, sequences: None });
+            return Ok(Piece { number, order, size, payload_size, sequences: 1..issued });
         }
         let header = FrameHeader::decode(active.rest(), place, offset, block_size, room)?;
         let FrameHeader { frame, size, payload_size, first_sequence: first, record_count, .. } = header;
-        let sequences = Some(first..first.saturating_add(u64::from(record_count)));
+        let sequences = first..first.saturating_add(u64::from(record_count));
         Ok(Piece { number: frame, order: frame, size, payload_size, sequences })
     }
 }

@@ -349,7 +349,7 @@ impl ScannedShard {
                 entry.is_none_or(|entry| !is_there(entry.extent, entry.offset))
             }
             Held::Chunk(id) => self.chunks.get(id).is_none_or(|chunk| !is_there(chunk.extent, chunk.offset)),
-            // Each says all that the ones before it did.
+            // Each says all that the ones before it did, or what they retired and is missing is damage of its own.
             Held::Retirement(frame) => self.retired.0 > *frame,
         }
     }
