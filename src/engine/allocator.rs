@@ -18,6 +18,9 @@ pub enum Purpose {
     Data,
     /// Records that garbage collection moves.
     Collection,
+    /// The same, where nothing else is left for them and no extent is about to be free: then those that are kept for deletes, too,
+    /// since what is moved gives back more than it takes.
+    LastCollection,
     /// The same, to an extent apart from the log: never the last one, which the log may need to say what is free now.
     Survivors,
     /// Deletes, commit records, FLUSHALL.
@@ -73,6 +76,13 @@ pub struct Allocator {
     checkpoint_extents: AtomicU32,
     /// How often checkpoints were given up for their space.
     checkpoint_drops: AtomicU32,
+}
+
+impl Purpose {
+    /// Whether it is what garbage collection moves within the log.
+    pub fn is_collection(self) -> bool {
+        matches!(self, Purpose::Collection | Purpose::LastCollection)
+    }
 }
 
 impl Allocator {
@@ -226,7 +236,7 @@ impl Allocator {
             Purpose::Survivors => self.reserve_left().max(1),
             Purpose::Reserve if self.reserve_left() == 0 => return None,
             Purpose::Reserve => self.collection_reserve,
-            Purpose::Retirement => 0,
+            Purpose::Retirement | Purpose::LastCollection => 0,
             Purpose::Checkpoint => {
                 self.reserve_left()
                     + self.collection_reserve
@@ -316,6 +326,7 @@ mod tests {
         taken.extend(std::iter::from_fn(|| allocator.take(Purpose::Collection)));
         assert_eq!((taken.len(), allocator.free_count()), (96, 3));
         assert!(!allocator.has_for_collection());
+        allocator.give_back(allocator.take(Purpose::LastCollection).unwrap());
         allocator.give_back(taken.pop().unwrap());
         allocator.give_back(taken.pop().unwrap());
         // Deletes leave garbage collection its own.

@@ -432,7 +432,7 @@ impl ShardLog {
             role: ExtentRole::Log,
         };
         let place = self.place(&header);
-        let for_collection = matches!(from, Purpose::Collection | Purpose::Survivors | Purpose::Retirement);
+        let for_collection = from.is_collection() || matches!(from, Purpose::Survivors | Purpose::Retirement);
         Ok(OpenExtent { header, place, position: self.block_size(), for_collection })
     }
 

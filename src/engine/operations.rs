@@ -542,7 +542,7 @@ impl<D: Device> Engine<D> {
                     self.committer.on_client_append();
                     self.queue.note_client();
                 }
-                if draft.purpose != Purpose::Collection {
+                if !draft.purpose.is_collection() {
                     self.stats.user_bytes += user_size;
                     self.collector.on_user_append(appended.size);
                 }
@@ -550,7 +550,7 @@ impl<D: Device> Engine<D> {
             }
             Err(NoRoom::Stall) => Err(AppendError::Stall),
             // Whoever waits for room waits for garbage collection, as long as that has something to free.
-            Err(NoRoom::Full) if draft.purpose != Purpose::Collection && self.can_reclaim(clock) => {
+            Err(NoRoom::Full) if !draft.purpose.is_collection() && self.can_reclaim(clock) => {
                 Err(AppendError::Stall)
             }
             Err(NoRoom::Full) => Err(AppendError::Failed(match draft.purpose {

@@ -201,7 +201,13 @@ impl<D: Device> Engine<D> {
             Err(NotStaged::Busy) => return Err(Moving::Pause(false)),
             Err(NotStaged::NoRoom) => {}
         }
-        match self.append(at, Draft { record: moved, purpose: Purpose::Collection, lazy: true }, clock) {
+        // Crashes leave extents of survivors half filled, until all that is kept for collections is in them.
+        let is_freeing = |shard: &Shard| !shard.extents.leaving.is_empty() || shard.survivors.is_busy();
+        let purpose = match self.shards.iter().any(is_freeing) {
+            true => Purpose::Collection,
+            false => Purpose::LastCollection,
+        };
+        match self.append(at, Draft { record: moved, purpose, lazy: true }, clock) {
             Ok(appended) => {
                 if is_live {
                     let moved = Moved {
