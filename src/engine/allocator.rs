@@ -3,7 +3,8 @@
 //! Invariants:
 //! - No extent is taken twice: taking is one atomic bit operation.
 //! - The last `reserve` free extents go only to records that free space or end batches; the last ones above them only to the
-//!   records that garbage collection moves, so that a full device can be emptied again.
+//!   records that garbage collection moves, so that a full device can be emptied again. Those may take the last of all where nothing
+//!   else gives any back.
 //! - Epochs are never repeated: each is the boot number, which grows with every start, above a counter.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
