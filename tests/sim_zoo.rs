@@ -77,7 +77,7 @@ fn hunter(bug: Bug) -> (Hunter, u64) {
         | Bug::ReusesWhileTrimming
         | Bug::UnitFollowsLater => (Hunter::FullWorlds, 20),
         Bug::UnitOvertakesLog => (Hunter::FullWorlds, 250),
-        Bug::ReadsIntoWrites => (Hunter::FullWorlds, 60),
+        Bug::ReadsIntoWrites => (Hunter::ScrubbedWorlds, 40),
         Bug::FreesExtentUnderScrubber => (Hunter::ScrubbedWorlds, 10),
         Bug::FreesEarly | Bug::DropsCommitRecords => (Hunter::FullWorlds, 40),
         Bug::SkipsFlushAfterRelocation | Bug::IgnoresFailedWrite | Bug::RelocationLeavesKeys => {
