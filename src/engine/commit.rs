@@ -55,8 +55,6 @@ pub(super) struct Committer {
     /// Flush with the next group, whatever the mode.
     flush_wanted: bool,
     gather: Gather,
-    /// Something that a client wrote waits for the next group.
-    has_clients: bool,
     /// When the oldest byte that waits for its group or flush was appended.
     dirty_since_us: Option<u64>,
     /// When the oldest record was appended that nobody waits for and that no group has taken.
@@ -75,7 +73,6 @@ impl Committer {
             durable_group: 0,
             flush_wanted: false,
             gather: Gather::default(),
-            has_clients: false,
             dirty_since_us: None,
             lazy_since_us: None,
             unflushed_size: 0,
@@ -132,7 +129,6 @@ impl Committer {
     /// Notes that it was a client's, who waits for it.
     pub(super) fn on_client_append(&mut self) {
         self.gather.on_append();
-        self.has_clients = true;
     }
 
     fn lazy_due_us(&self) -> Option<u64> {
@@ -202,7 +198,7 @@ impl<D: Device> Engine<D> {
             return false;
         }
         let Some(flush) = self.committer.decide(&self.shards, clock) else { return false };
-        let is_own = !std::mem::take(&mut self.committer.has_clients);
+        let is_own = !self.committer.gather.has_arrived();
         let (frames, writes_left, relocation_count) = (Vec::new(), 0, 0);
         let mut group = Group { frames, writes_left, relocation_count, is_own, flush, flushing: false };
         for (at, shard) in self.shards.iter_mut().enumerate() {

@@ -45,6 +45,11 @@ impl Gather {
         self.arrived += 1;
     }
 
+    /// Whether anybody waits for the next group.
+    pub(super) fn has_arrived(&self) -> bool {
+        self.arrived > 0
+    }
+
     /// A group takes what has come.
     pub(super) fn on_begin(&mut self, now_us: u64) {
         if self.until_us > self.begun_us {
