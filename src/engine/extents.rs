@@ -386,6 +386,14 @@ impl Extents {
         }
     }
 
+    /// Nothing in these extents is needed: they are free once this frame, which says so, is durable.
+    pub(super) fn retire_all(&mut self, which: impl Fn(&Extent) -> bool, frame: u64) {
+        for (number, one) in self.all.iter_mut().filter(|(_, one)| one.stays() && which(one)) {
+            one.state = ExtentState::Retired { frame };
+            self.leaving.push(*number);
+        }
+    }
+
     /// A collection of an extent has come to its end: nothing in it is needed once a frame is durable, unless something is left.
     pub(super) fn end(&mut self, number: u32, left: Option<Left>, frame: u64) {
         match (left, self.all.get_mut(&number)) {

@@ -14,7 +14,7 @@
 //!   The batch may wait for room itself, so the collection is given up, and another extent is tried.
 //! - Frames are retired only when everything that was logged up to the end of the collection is durable, and an extent is given
 //!   back only when that is durable as well and no read of it is under way.
-//! - A shard that lost records of unknown keys is left alone: what looks dead may be all that is left. So is an extent in which the
+//! - A shard that lost records of unknown keys is left alone until a FLUSHALL: what looks dead may be all that is left. So is an extent in which the
 //!   newest record of a key can't be read, as long as it is the newest (see `damaged.rs`).
 
 mod damaged;
@@ -259,7 +259,7 @@ impl<D: Device> Engine<D> {
             }
         }
         for at in 0..self.shards.len() {
-            progress |= self.let_go(at, clock) | self.log_mark(at, clock);
+            progress |= self.write_off(at, clock) | self.let_go(at, clock) | self.log_mark(at, clock);
         }
         if self.collector.active.is_some() {
             progress |= self.go_on_collecting(clock);
@@ -286,8 +286,10 @@ impl<D: Device> Engine<D> {
     /// Microseconds on the monotonic clock when `collect` has something to do although nothing comes in.
     pub(super) fn collect_deadline_us(&self) -> Option<u64> {
         // Another engine may come to wait for what this one can free, and can't say so.
-        let has_reason =
-            |shard: &Shard| !shard.stalled.is_empty() || shard.cleared.is_some() || shard.reclaimable > 0;
+        let has_reason = |shard: &Shard| {
+            let is_cleared = shard.cleared.is_some() || shard.writes_off_before.is_some();
+            !shard.stalled.is_empty() || is_cleared || shard.reclaimable > 0
+        };
         let waits = self.collector.has_news
             || self.shards.iter().any(has_reason)
             || !self.collector.compactions.is_empty();

@@ -392,6 +392,21 @@ impl ShardLog {
         if size <= self.room_for(purpose) && !self.is_reserved_for_others(purpose) {
             return Ok(());
         }
+        self.open_another(purpose, allocator)
+    }
+
+    /// Has the next record begin an extent, with the first frame of it.
+    pub(super) fn begin_extent(&mut self, purpose: Purpose, allocator: &Allocator) -> Result<(), NoRoom> {
+        if !self.staging.is_empty() {
+            return Err(NoRoom::Stall);
+        }
+        if self.open.is_some_and(|open| open.position == self.block_size()) {
+            return Ok(());
+        }
+        self.open_another(purpose, allocator)
+    }
+
+    fn open_another(&mut self, purpose: Purpose, allocator: &Allocator) -> Result<(), NoRoom> {
         // The header of an extent that was opened but got no frame yet would be lost by opening another.
         if self.header_pending {
             return Err(NoRoom::Stall);

@@ -146,6 +146,8 @@ pub(super) struct Shard {
     pub(super) extents: Extents,
     /// Of everything that is damaged it is known whose it is.
     is_accounted_for: bool,
+    /// A FLUSHALL whose extent begins with this frame: everything from before can be retired, what was lost among it.
+    pub(super) writes_off_before: Option<u64>,
     /// Manifests that can't be read, with their extents, as long as they are the newest records of their keys.
     lost_manifests: Vec<(u32, Lost)>,
     pub(super) copies_due: Vec<(BatchId, ShardId)>,
@@ -229,6 +231,7 @@ impl Shard {
             log: state.log,
             extents,
             is_accounted_for: state.is_collectable,
+            writes_off_before: None,
             lost_manifests: state.lost_manifests,
             copies_due: state.copies_due,
             unsettled: BTreeSet::new(),

@@ -162,6 +162,12 @@ impl Survivors {
         matches!(&self.unit, Some(Unit { stage: Stage::Writing(_) | Stage::Written(_), .. }))
     }
 
+    /// The next unit goes to another extent.
+    pub(super) fn close(&mut self) {
+        self.open = None;
+        self.header_pending = false;
+    }
+
     /// Extents that are free once the unit is durable.
     pub(super) fn victim_count(&self) -> usize {
         self.unit.as_ref().map_or(0, |unit| unit.victims.len())
@@ -177,8 +183,7 @@ impl Survivors {
     /// What is behind the last unit, of an earlier start or of an attempt that failed, is void from now on: the next unit goes
     /// to another extent, and the log has to say so.
     fn void_what_follows(&mut self, allocator: &Allocator) {
-        self.open = None;
-        self.header_pending = false;
+        self.close();
         self.mark = UnitMark { last: self.last, epoch: allocator.next_epoch() };
         self.mark_due = true;
     }
@@ -552,7 +557,7 @@ impl<D: Device> Engine<D> {
         let is_stale = dead >= extent_size / STALE_DIVISOR && one.live_bytes <= one.end / 2;
         if can_go || is_stale {
             shard.extents.close_survivors(shard.survivors.last);
-            shard.survivors.open = None;
+            shard.survivors.close();
         }
     }
 }

@@ -90,6 +90,25 @@ impl<D: Device> Engine<D> {
         progress
     }
 
+    /// Of a shard that lost records of unknown keys and was cleared since: retires everything from before.
+    pub(super) fn write_off(&mut self, at: usize, clock: Clock) -> bool {
+        match self.shards[at].write_off(&self.allocator) {
+            Some(Ok(())) => {
+                let id = self.shards[at].id.0;
+                tracing::info!("shard {id}: what was lost is written off, and garbage is collected again");
+                self.stats.records += 1;
+                self.committer.on_append(false, clock);
+                true
+            }
+            Some(Err(_)) => {
+                // The open frame goes first.
+                self.committer.hurry();
+                false
+            }
+            None => false,
+        }
+    }
+
     fn give_back(&mut self, at: usize, number: u32) {
         let Some(one) = self.shards[at].extents.remove(number) else { return };
         if one.is_left {

@@ -4,7 +4,7 @@ use super::{AppendError, Operation, State};
 use crate::device::Device;
 use crate::engine::Engine;
 use crate::engine::allocator::Purpose;
-use crate::engine::log::Draft;
+use crate::engine::log::{Draft, NoRoom};
 use crate::engine::op::{Answer, Clock};
 use crate::format::record::{Record, RecordType};
 
@@ -60,6 +60,11 @@ impl<D: Device> Engine<D> {
                     continue;
                 }
             }
+            // What was lost can be written off only with all extents from before that of the Clear.
+            let begins = match self.shards[at].begin_writing_off(&self.allocator) {
+                Err(NoRoom::Stall) => return,
+                begun => begun.is_ok(),
+            };
             let record = Record {
                 kind: RecordType::Clear,
                 sequence: 0,
@@ -76,6 +81,7 @@ impl<D: Device> Engine<D> {
                     Err(AppendError::Failed(error)) => Err(error),
                     Ok(appended) => {
                         self.shards[at].clear(appended.frame);
+                        self.shards[at].writes_off_before = begins.then_some(appended.frame);
                         Ok(appended.frame)
                     }
                 };

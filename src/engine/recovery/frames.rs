@@ -99,12 +99,9 @@ pub(super) fn read_frame(
                 probe::hit(Probe::RecordsSalvaged);
                 let first = header.first_sequence + u64::from(number);
                 let expected = first..header.first_sequence + u64::from(header.record_count);
-                let count = expected.end - expected.start;
                 let shifted = Shifted { bytes: &bytes[..payload], at };
                 let found = shifted.salvage(position, expected.clone(), extent, place);
-                if found.len() as u64 != count {
-                    read.lost_below = expected.end;
-                }
+                read.lost_below = lost_below(&found, &expected);
                 for one in &found {
                     if !one.value_intact {
                         read.damage.push(one.damaged_value(shard));
@@ -290,6 +287,15 @@ impl Shifted<'_> {
         }
         found
     }
+}
+
+/// The sequence behind the last of these that was not found; 0 when all were.
+pub(super) fn lost_below(found: &[Found], expected: &Range<u64>) -> u64 {
+    if found.len() as u64 == expected.end - expected.start {
+        return 0;
+    }
+    let is_there = |(nth, one): &(u64, &Found)| one.record.sequence + nth + 1 == expected.end;
+    expected.end - (0..).zip(found.iter().rev()).take_while(is_there).count() as u64
 }
 
 /// Records with these sequences between two places of an extent whose bytes are given whole.

@@ -197,8 +197,7 @@ impl ScannedShard {
                 self.chunks.clear();
                 self.parts.clear();
                 self.since_parts.clear();
-                // Whatever was lost before is dead as well.
-                self.doubt = Doubt::default();
+                self.doubt.clear_before(record.sequence);
             }
             (kind, Some((batch, coordinator))) => {
                 self.batches_seen.insert(batch);
@@ -496,6 +495,15 @@ impl Doubt {
     pub(super) fn raise_all(&mut self, below: u64) {
         self.below = self.below.max(below);
         self.known.clear();
+    }
+
+    /// A FLUSHALL: whatever was lost before it is dead as well, and what was lost behind it is not.
+    fn clear_before(&mut self, sequence: u64) {
+        if self.below <= sequence {
+            *self = Doubt::default();
+        } else {
+            self.known.clear();
+        }
     }
 
     /// Records with lower sequences were lost.

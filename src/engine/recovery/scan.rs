@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 
 use super::checkpoint::ShardCheckpoint;
-use super::frames::{FrameRead, frame_at, read_frame, retirements, salvage};
+use super::frames::{FrameRead, frame_at, lost_below, read_frame, retirements, salvage};
 use super::history::History;
 use super::read::{Extent, reread};
 use super::resolve::{Doubt, ScannedShard};

@@ -79,9 +79,8 @@ impl Scan<'_> {
         } else {
             Vec::new()
         };
-        if found.len() as u64 != expected.end - expected.start || has_units_among {
-            out.doubt.raise(expected.end);
-        }
+        let below = if has_units_among { expected.end } else { lost_below(&found, &expected) };
+        out.doubt.raise(below);
         let damaged = found.iter().filter(|one| !one.value_intact).map(|one| one.damaged_value(out.id));
         out.damage.extend(damaged);
         out.apply_all(found, &self.superblock.secret);
