@@ -72,6 +72,8 @@ enum Opened {
 /// Runs as the process of one store. Prints what it found as one line, and then writes on until it is killed.
 pub fn run_task(text: &str) -> Result<(), Failure> {
     let task: Task = serde_json::from_str(text)?;
+    // Threads that have little each would have 2 MiB each, in every store, and be killed at the ceiling.
+    rustix::thread::disable_transparent_huge_pages(true)?;
     if let Some(group) = &task.group {
         std::fs::write(group, std::process::id().to_string())?;
     }
