@@ -3,6 +3,9 @@
 
 #![cfg(test)]
 
+#[path = "sim_superseded/flushall.rs"]
+mod flushall;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use basalt::device::sim::random::Random;

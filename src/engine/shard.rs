@@ -146,7 +146,8 @@ pub(super) struct Shard {
     pub(super) extents: Extents,
     /// Of everything that is damaged it is known whose it is.
     is_accounted_for: bool,
-    /// A FLUSHALL whose extent begins with this frame: everything from before can be retired, what was lost among it.
+    /// There was a FLUSHALL, and an extent begins with this frame, which is that of the FLUSHALL or one before it: everything from
+    /// before the extent can be retired, what was lost among it.
     pub(super) writes_off_before: Option<u64>,
     /// Manifests that can't be read, with their extents, as long as they are the newest records of their keys.
     lost_manifests: Vec<(u32, Lost)>,
@@ -587,6 +588,10 @@ impl Shard {
         {
             // Where its record is now does not matter enough to follow it: the extents are collected one by one.
             self.cleared = None;
+        }
+        if let Some(first) = &mut self.writes_off_before {
+            // Its extent may be gone: it is in that of this frame then, which was written in this start, so nothing of it is lost.
+            *first = (*first).min(placed.frame());
         }
         for pending in self.pending.values_mut().filter(|_| !is_planted(Bug::RelocationLeavesKeys)) {
             pending.at = moves.iter().find_map(|one| one.target(&pending.at)).unwrap_or(pending.at);

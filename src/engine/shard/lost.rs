@@ -36,15 +36,21 @@ impl Shard {
         }
     }
 
+    /// Whether such a FLUSHALL is not durable yet.
+    pub(in crate::engine) fn waits_to_write_off(&self) -> bool {
+        self.writes_off_before.is_some() && self.clear_frame > self.durable_frame
+    }
+
     /// After that FLUSHALL nothing from before its extent is needed, whether it is there or not. Logs that all of it is retired, found or
     /// lost, once the FLUSHALL is durable and nobody rests on anything older.
     pub(in crate::engine) fn write_off(&mut self, allocator: &Allocator) -> Option<Result<(), NoRoom>> {
         let first = self.writes_off_before?;
+        if self.waits_to_write_off() || !self.unsettled.is_empty() || self.survivors.is_busy() {
+            return None;
+        }
         let is_old = |one: &Extent| !one.is_log() || one.first_frame < first;
         // Somebody may still read a long value.
-        let is_dead = self.extents.iter().all(|(_, one)| !is_old(one) || one.live_bytes == 0);
-        let is_due = first <= self.durable_frame && self.unsettled.is_empty() && is_dead;
-        if !is_due || self.survivors.is_busy() {
+        if self.extents.iter().any(|(_, one)| is_old(one) && one.live_bytes > 0) {
             return None;
         }
         let last_unit = self.survivors.last().max(self.log.retired().mark.last);
