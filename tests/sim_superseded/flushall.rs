@@ -84,6 +84,33 @@ fn a_flushall_that_goes_elsewhere_with_the_frame_before_it_keeps_what_follows() 
     assert!(moved > 0 && struck > 32, "{moved} keys were before the FLUSHALL, {struck} writes failed");
 }
 
+#[test]
+fn a_flushall_of_a_node_that_accepts_nothing_more_is_answered() {
+    for steps in 0..12 {
+        let mut world = world_in_doubt(1);
+        let node = world.node.as_mut().expect("it runs");
+        let failed = FaultKind::Error(Keep::None);
+        world.disk.inject(Fault { nth: 0, op: FaultOp::Flush, kind: failed, sticky: true });
+        // Both shards get some before the first group ends, and while it is under way.
+        for id in 0..8 {
+            node.start(id, set_request(&key(id), b"first"));
+        }
+        for _ in 0..steps {
+            node.step();
+        }
+        for id in 8..16 {
+            node.start(id, set_request(&key(id), b"second"));
+        }
+        for _ in 0..1_000 {
+            node.step();
+            node.clock.monotonic_us += 100;
+        }
+        assert_eq!(node.take_done().len(), 16, "{steps} steps");
+        let outcome = node.run(&world.disk, Request::Clear);
+        assert!(matches!(outcome, Some(Outcome::Done(Err(_)))), "{steps} steps: {outcome:?}");
+    }
+}
+
 /// Before a FLUSHALL is answered everything that was there is, or nothing is; whatever comes after it stays.
 #[test]
 fn a_node_that_dies_anywhere_around_a_flushall_keeps_what_followed() {

@@ -61,9 +61,13 @@ impl<D: Device> Engine<D> {
                 }
             }
             // What was lost can be written off only with all extents from before that of the Clear.
-            let begins = match self.shards[at].begin_writing_off(&self.allocator) {
-                Err(NoRoom::Stall) => return,
-                begun => begun.is_ok(),
+            let begins = match self.committer.poisoned() {
+                // The open frame is never written, so nobody is to wait for it: the append is refused.
+                Some(_) => false,
+                None => match self.shards[at].begin_writing_off(&self.allocator) {
+                    Err(NoRoom::Stall) => return,
+                    begun => begun.is_ok(),
+                },
             };
             let record = Record {
                 kind: RecordType::Clear,
