@@ -111,6 +111,27 @@ fn a_flushall_of_a_node_that_accepts_nothing_more_is_answered() {
     }
 }
 
+#[test]
+fn a_flushall_that_nobody_waits_for_writes_off_what_was_lost() {
+    for durability in [Durability::Never, Durability::Bytes(1 << 30), Durability::Interval(3_600_000)] {
+        let mut world = world_in_doubt(1);
+        let node = world.node.as_mut().expect("it runs");
+        node.set_durability(durability);
+        for _ in 0..100 {
+            node.step();
+        }
+        world.clear();
+        let node = world.node.as_mut().expect("it runs");
+        for _ in 0..10_000 {
+            node.step();
+            node.clock.monotonic_us += 100;
+        }
+        world.kill();
+        let report = world.check();
+        assert!(report.is_clean(), "{durability:?}: {:?}", report.damage);
+    }
+}
+
 /// Before a FLUSHALL is answered everything that was there is, or nothing is; whatever comes after it stays.
 #[test]
 fn a_node_that_dies_anywhere_around_a_flushall_keeps_what_followed() {

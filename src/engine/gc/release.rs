@@ -92,6 +92,10 @@ impl<D: Device> Engine<D> {
 
     /// Of a shard that lost records of unknown keys and was cleared since: retires everything from before.
     pub(super) fn write_off(&mut self, at: usize, clock: Clock) -> bool {
+        if self.shards[at].waits_to_write_off() && !self.committer.is_in_group() {
+            // Nobody else may want it durable.
+            self.committer.hurry();
+        }
         match self.shards[at].write_off(&self.allocator) {
             Some(Ok(())) => {
                 let id = self.shards[at].id.0;

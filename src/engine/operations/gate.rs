@@ -85,7 +85,10 @@ impl<D: Device> Engine<D> {
                     Err(AppendError::Failed(error)) => Err(error),
                     Ok(appended) => {
                         self.shards[at].clear(appended.frame);
-                        self.shards[at].writes_off_before = begins.then_some(appended.frame);
+                        if begins {
+                            // Without an extent of its own, what an earlier one has begun is still right.
+                            self.shards[at].writes_off_before = Some(appended.frame);
+                        }
                         Ok(appended.frame)
                     }
                 };
