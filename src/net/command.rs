@@ -4,6 +4,7 @@
 //! `Plan` says what is to be done.
 
 mod expiry;
+mod help;
 mod introspection;
 mod keyspace;
 mod session;
@@ -19,6 +20,7 @@ use crate::engine::action::{Action, Command, Fold, parse_integer};
 use crate::engine::op::{Key, OpError};
 use crate::limits::KEY_SIZE_MAX;
 
+pub use help::reply as help_reply;
 pub use introspection::{CommandQuery, command_reply};
 pub use table::COMMANDS;
 
@@ -115,6 +117,8 @@ pub enum Local {
     Command(CommandQuery),
     /// CLIENT ID.
     ClientId,
+    /// HELP of a command, about these subcommands.
+    Help(&'static str, &'static [help::Usage]),
     /// CLIENT INFO.
     ClientInfo,
     /// CLIENT GETNAME.
@@ -223,6 +227,29 @@ mod tests {
 
     fn line(text: &str) -> Vec<Bytes> {
         text.split(' ').map(|word| Bytes::copy_from_slice(word.as_bytes())).collect()
+    }
+
+    #[test]
+    fn help_names_subcommands_that_there_are() {
+        let all = [("client", help::CLIENT), ("command", help::COMMAND), ("config", help::CONFIG)];
+        for (command, usages) in all {
+            let known = |subcommand: &str| match plan(&line(&format!("{command} {subcommand}")), 0) {
+                Err(error) => !error.contains("unknown subcommand"),
+                Ok(_) => true,
+            };
+            assert!(usages.is_sorted(), "{command}");
+            assert!(known("help") && !known("helps"), "{command}");
+            for (usage, _) in usages {
+                let name = usage.split(' ').next().expect("a name");
+                assert!(known(name), "{command} {name}");
+            }
+            let lines = match plan(&line(&format!("{command} help")), 0) {
+                Ok(Plan::Local(Local::Help(name, told))) if told == usages => help::reply(name, told),
+                other => panic!("{command} help: {other:?}"),
+            };
+            let crate::net::resp::Response::Array(lines) = lines else { panic!("{command}: {lines:?}") };
+            assert_eq!(lines.len(), 1 + 2 * (usages.len() + 1), "{command}");
+        }
     }
 
     #[test]

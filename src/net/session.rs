@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 
 use super::backend::Backend;
-use super::command::{Call, CommandSpec, Fail, Local, Plan, command_reply, find};
+use super::command::{Call, CommandSpec, Fail, Local, Plan, command_reply, find, help_reply};
 use super::resp::{Response, Version};
 use crate::engine::op::{Key, WatchedKey};
 use crate::limits::{KEY_SIZE_MAX, MULTI_COMMAND_COUNT_MAX};
@@ -200,6 +200,7 @@ impl Session {
                 Response::Ok
             }
             Local::Command(query) => command_reply(&query),
+            Local::Help(command, usages) => help_reply(command, usages),
             Local::ClientId => number(id),
             Local::ClientInfo => Response::Verbatim(self.describe(id, peer)),
             Local::ClientGetName if self.name.is_empty() => Response::Nil,

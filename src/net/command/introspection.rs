@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{COMMANDS, Call, CommandSpec, Fail, Local, Plan, find, unknown_subcommand, wrong_arity};
+use super::{COMMANDS, Call, CommandSpec, Fail, Local, Plan, find, help, unknown_subcommand, wrong_arity};
 use crate::net::glob;
 use crate::net::resp::Response;
 
@@ -52,6 +52,10 @@ pub fn command(call: &Call<'_>) -> Result<Plan, Fail> {
             CommandQuery::Keys(keys_of(spec, &line))
         }
         () if call.is(1, "GETKEYS") => return Err(wrong_arity("command|getkeys")),
+        () if call.is(1, "HELP") && call.args.len() == 2 => {
+            return Ok(Plan::Local(Local::Help("COMMAND", help::COMMAND)));
+        }
+        () if call.is(1, "HELP") => return Err(wrong_arity("command|help")),
         () => return Err(unknown_subcommand(call)),
     };
     Ok(Plan::Local(Local::Command(query)))

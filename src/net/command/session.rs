@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 
-use super::{Call, Fail, Local, Plan, SYNTAX, unknown_subcommand, wrong_arity};
+use super::{Call, Fail, Local, Plan, SYNTAX, help, unknown_subcommand, wrong_arity};
 use crate::net::resp::Version;
 
 fn local(local: Local) -> Result<Plan, Fail> {
@@ -127,6 +127,9 @@ pub fn config(call: &Call<'_>) -> Result<Plan, Fail> {
     } else if call.is(1, "RESETSTAT") {
         subcommand_arity(call, 2)?;
         local(Local::ConfigResetStat)
+    } else if call.is(1, "HELP") {
+        subcommand_arity(call, 2)?;
+        local(Local::Help("CONFIG", help::CONFIG))
     } else {
         Err(unknown_subcommand(call))
     }
@@ -154,6 +157,9 @@ pub fn client(call: &Call<'_>) -> Result<Plan, Fail> {
             local(Local::ClientIgnored)
         }
         () if call.is(1, "NO-EVICT") || call.is(1, "NO-TOUCH") => switch(),
+        () if call.is(1, "HELP") => {
+            subcommand_arity(call, 2).and_then(|()| local(Local::Help("CLIENT", help::CLIENT)))
+        }
         () => Err(unknown_subcommand(call)),
     }
 }
