@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use basalt::format::superblock::IndexKind;
+
 use crate::engine::load::{Load, Values, Workload, key_of};
 use crate::engine::ours::{Ours, Start, image};
 use crate::report::{Better, Report, Row, Runs};
@@ -53,7 +55,7 @@ pub fn run(plan: &Plan, report: &mut Report) -> Result<(), Failure> {
     }
     let values = Values::new(VALUE_SIZE);
     writes_without_collection(plan, report, &directory, &values, size)?;
-    let mut ours = Ours::open(&directory, Start::Format, 0, values.clone())?;
+    let mut ours = Ours::open(&directory, Start::Format, IndexKind::Hash, 0, values.clone())?;
     let keys = size * 7 / 10 / (VALUE_SIZE as u64 + 64);
     progress("device: loading the engine");
     ours.load(keys, WRITERS)?;
@@ -127,7 +129,7 @@ fn writes_without_collection(
     let mut row = Writes::default();
     for run in 0..plan.runs {
         progress(&format!("device: durable writes, newly formatted, run {} of {}", run + 1, plan.runs));
-        let mut ours = Ours::open(directory, Start::Format, 0, values.clone())?;
+        let mut ours = Ours::open(directory, Start::Format, IndexKind::Hash, 0, values.clone())?;
         let keys = size / 20 / (VALUE_SIZE as u64 + 64);
         ours.load(keys, WRITERS)?;
         row.run(plan, &mut ours, &raw, keys, run)?;

@@ -17,7 +17,8 @@ use serde::{Deserialize, Serialize};
 use crate::cgroup::MemoryGroup;
 use crate::report::{Better, Report, Row, Runs};
 use crate::{Failure, Plan, progress};
-use load::{Load, Values, Workload};
+use basalt::format::superblock::IndexKind;
+use load::{Load, Tally, Values, Workload};
 use ours::{Ours, Start};
 
 const OURS: &str = "basalt";
@@ -63,6 +64,20 @@ struct Measured {
     p99_us: u64,
 }
 
+impl Task {
+    fn load(&self, workload: Workload) -> Load {
+        let time = Duration::from_secs_f64(self.seconds);
+        Load { workload, keys: self.keys, clients: CLIENTS, time, seed: self.seed }
+    }
+}
+
+impl Measured {
+    fn of(workload: Workload, tally: &Tally) -> Measured {
+        let per_second = tally.count as f64 / tally.seconds;
+        Measured { workload, per_second, p99_us: tally.latencies.value_at_quantile(0.99) }
+    }
+}
+
 /// One store, opened.
 enum Opened {
     Ours(Box<Ours>),
@@ -78,9 +93,22 @@ pub fn run_task(text: &str) -> Result<(), Failure> {
         std::fs::write(group, std::process::id().to_string())?;
     }
     let values = Values::new(VALUE_SIZE);
+    let mut found = Found::default();
+    // Its own device, since the kind of index that has keys in order is chosen when one is formatted.
+    if task.store == OURS && !task.is_restart {
+        let directory = task.directory.join("ordered");
+        std::fs::create_dir_all(&directory)?;
+        let start = Start::Create(image_size(&task));
+        let mut ours =
+            Ours::open(&directory, start, IndexKind::Ordered, task.cache_size as usize, values.clone())?;
+        ours.load(task.keys, CLIENTS)?;
+        let tally = ours.scan(&task.load(Workload::Scan))?;
+        found.results.push(Measured::of(Workload::Scan, &tally));
+        drop(ours);
+        std::fs::remove_dir_all(&directory)?;
+    }
     let begun = Instant::now();
     let mut store = open(&task, &values)?;
-    let mut found = Found::default();
     if task.is_restart {
         match &mut store {
             Opened::Ours(ours) => ours.get_one(0)?,
@@ -104,20 +132,12 @@ pub fn run_task(text: &str) -> Result<(), Failure> {
     found.load_per_second = task.keys as f64 / begun.elapsed().as_secs_f64();
     let mut writes = task.keys;
     for workload in Workload::ALL {
-        let load = Load {
-            workload,
-            keys: task.keys,
-            clients: CLIENTS,
-            time: Duration::from_secs_f64(task.seconds),
-            seed: task.seed,
-        };
-        let tally = run_load(&mut store, &values, &load)?;
+        if workload == Workload::Scan && task.store == OURS {
+            continue;
+        }
+        let tally = run_load(&mut store, &values, &task.load(workload))?;
         writes += tally.writes;
-        found.results.push(Measured {
-            workload,
-            per_second: tally.count as f64 / tally.seconds,
-            p99_us: tally.latencies.value_at_quantile(0.99),
-        });
+        found.results.push(Measured::of(workload, &tally));
     }
     let user_bytes = (writes * (VALUE_SIZE + load::key_of(0).len()) as u64) as f64;
     let live_bytes = (task.keys * (VALUE_SIZE + load::key_of(0).len()) as u64) as f64;
@@ -131,28 +151,26 @@ pub fn run_task(text: &str) -> Result<(), Failure> {
     std::io::stdout().flush()?;
     // The end comes from outside, in the middle of writes.
     loop {
-        let load = Load {
-            workload: Workload::Overwrite,
-            keys: task.keys,
-            clients: CLIENTS,
-            time: Duration::from_secs(1),
-            seed: task.seed,
-        };
-        run_load(&mut store, &values, &load)?;
+        run_load(&mut store, &values, &task.load(Workload::Overwrite))?;
     }
+}
+
+/// Bytes of the image: twice what is put into it.
+fn image_size(task: &Task) -> u64 {
+    (task.keys * (VALUE_SIZE as u64 + 64) * 2).max(256 << 20)
 }
 
 fn open(task: &Task, values: &Values) -> Result<Opened, Failure> {
     if task.store == OURS {
-        let size = (task.keys * (VALUE_SIZE as u64 + 64) * 2).max(256 << 20);
-        let start = if task.is_restart { Start::Open } else { Start::Create(size) };
-        let ours = Ours::open(&task.directory, start, task.cache_size as usize, values.clone())?;
+        let start = if task.is_restart { Start::Open } else { Start::Create(image_size(task)) };
+        let cache_size = task.cache_size as usize;
+        let ours = Ours::open(&task.directory, start, IndexKind::Hash, cache_size, values.clone())?;
         return Ok(Opened::Ours(Box::new(ours)));
     }
     Ok(Opened::Peer(peers::open(&task.store, &task.directory, task.cache_size)?))
 }
 
-fn run_load(store: &mut Opened, values: &Values, load: &Load) -> Result<load::Tally, Failure> {
+fn run_load(store: &mut Opened, values: &Values, load: &Load) -> Result<Tally, Failure> {
     match store {
         Opened::Ours(ours) => ours.run(load),
         Opened::Peer(peer) => peers::run(peer.as_ref(), values, load),
@@ -236,7 +254,7 @@ pub fn run(plan: &Plan, report: &mut Report) -> Result<(), Failure> {
         "engine: {} MiB of memory for each store, a quarter of it as its cache; values of {VALUE_SIZE} bytes; {CLIENTS} clients, in Basalt \
          operations in flight on one core, elsewhere threads on all cores; every write durable before it is answered (fjall: \
          SyncData after each insert, redb: a durable transaction for each, rocksdb: sync=true); rocksdb with Bloom filters, without \
-         compression",
+         compression; scans are of a Basalt device with the index `ordered`, everything else of one with the index `hash`",
         memory >> 20
     ));
     for size in sizes {

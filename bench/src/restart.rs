@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use basalt::format::superblock::IndexKind;
+
 use crate::device::fio;
 use crate::engine::load::{Load, Values, Workload};
 use crate::engine::ours::{Ours, Start, image};
@@ -59,7 +61,7 @@ pub fn run_task(text: &str) -> Result<(), Failure> {
     let size = (task.keys * 160).max(1 << 30) + 4 * LOG_SIZE;
     let start = if task.phase == Phase::Load { Start::Create(size) } else { Start::Open };
     let begun = Instant::now();
-    let mut ours = Ours::open(&task.directory, start, 0, values)?;
+    let mut ours = Ours::open(&task.directory, start, IndexKind::Hash, 0, values)?;
     if task.phase != Phase::Load {
         ours.get_one(task.keys - 1)?;
     }

@@ -8,6 +8,8 @@ use rand::{RngExt, SeedableRng};
 use rand_distr::{Distribution, Zipf};
 use serde::{Deserialize, Serialize};
 
+use crate::Failure;
+
 /// The longest latency that is told from longer ones.
 const LATENCY_US_MAX: u64 = 1 << 32;
 
@@ -32,11 +34,17 @@ pub enum Workload {
     B,
     /// Half reads, half read-modify-writes, Zipf-distributed.
     F,
+    /// Records in the order of their keys, from one on that is as likely as another: the reads of YCSB E.
+    Scan,
 }
+
+/// Records of a scan: YCSB's mean.
+pub const SCAN_COUNT: usize = 50;
 
 impl Workload {
     /// In the order in which they are run.
-    pub const ALL: [Workload; 7] = [
+    pub const ALL: [Workload; 8] = [
+        Workload::Scan,
         Workload::ReadUniform,
         Workload::C,
         Workload::ReadMissing,
@@ -56,6 +64,7 @@ impl Workload {
             Workload::A => "YCSB A: 50 % read, 50 % durable update",
             Workload::B => "YCSB B: 95 % read, 5 % durable update",
             Workload::F => "YCSB F: 50 % read, 50 % read-modify-write",
+            Workload::Scan => "scan of 50 records in the order of keys",
         }
     }
 
@@ -95,6 +104,8 @@ pub enum Next {
     Update(u64),
     /// Its value, and then a new one.
     ReadModifyWrite(u64),
+    /// `SCAN_COUNT` keys from this one on, as far as there are, with their values.
+    Scan(u64),
 }
 
 /// What came of it.
@@ -135,6 +146,7 @@ impl Client {
         match load.workload {
             Workload::Overwrite => Next::Update(number),
             Workload::ReadUniform | Workload::C => Next::Read(number),
+            Workload::Scan => Next::Scan(number),
             Workload::ReadMissing => Next::Miss(load.keys + number),
             Workload::A if percent < 50 => Next::Update(number),
             Workload::B if percent < 5 => Next::Update(number),
@@ -211,6 +223,37 @@ impl Values {
     }
 }
 
+/// What a scan gives, looked at as it comes.
+pub struct Scanned {
+    first: u64,
+    count: u64,
+    is_right: bool,
+}
+
+impl Scanned {
+    /// One that begins with a key that is there.
+    pub fn from(first: u64) -> Scanned {
+        Scanned { first, count: 0, is_right: true }
+    }
+
+    /// The next record.
+    pub fn take(&mut self, values: &Values, key: &[u8], value: &[u8]) {
+        let number = self.first + self.count;
+        self.is_right &= key == key_of(number).as_bytes() && values.is_of(number, value);
+        self.count += 1;
+    }
+
+    /// That was the last one, of so many keys there are.
+    pub fn end(self, keys: u64) -> Result<(), Failure> {
+        let wanted = (keys - self.first).min(SCAN_COUNT as u64);
+        if self.is_right && self.count == wanted {
+            return Ok(());
+        }
+        let (first, count) = (self.first, self.count);
+        Err(format!("a scan from key {first} on gave {count} records of {wanted}, or others").into())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -229,6 +272,7 @@ mod tests {
         assert!((48..=52).contains(&share(Workload::F, |next| matches!(next, Next::ReadModifyWrite(_)))));
         assert_eq!(share(Workload::Overwrite, is_update), 100);
         assert_eq!(share(Workload::C, |next| matches!(next, Next::Read(_))), 100);
+        assert_eq!(share(Workload::Scan, |next| matches!(next, Next::Scan(n) if *n < 1_000)), 100);
         assert_eq!(share(Workload::ReadMissing, |next| matches!(next, Next::Miss(n) if *n >= 1_000)), 100);
         // One key in a thousand gets more than a tenth of what is Zipf-distributed.
         let hottest = |workload: Workload| {
@@ -244,6 +288,24 @@ mod tests {
         };
         assert!(hottest(Workload::C) > 1_000);
         assert!(hottest(Workload::ReadUniform) < 40);
+    }
+
+    #[test]
+    fn a_scan_is_what_is_wanted_or_an_error() {
+        let values = Values::new(16);
+        let scan = |first: u64, numbers: &[u64], keys: u64| {
+            let mut scanned = Scanned::from(first);
+            for number in numbers {
+                scanned.take(&values, key_of(*number).as_bytes(), &values.of(*number));
+            }
+            scanned.end(keys).is_ok()
+        };
+        let whole: Vec<u64> = (7..57).collect();
+        assert!(scan(7, &whole, 1_000) && scan(998, &[998, 999], 1_000));
+        assert!(!scan(7, &whole[..49], 1_000) && !scan(998, &[998], 1_000) && !scan(8, &whole, 1_000));
+        let mut scanned = Scanned::from(999);
+        scanned.take(&values, key_of(999).as_bytes(), &values.of(998));
+        assert!(scanned.end(1_000).is_err());
     }
 
     #[test]

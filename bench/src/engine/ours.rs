@@ -1,5 +1,7 @@
 //! Basalt's engine in this process: one core, on a file, operations in flight as a node's clients would have them.
 
+use std::collections::VecDeque;
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -12,13 +14,14 @@ use basalt::engine::allocator::Allocator;
 use basalt::engine::device_format::{FormatOptions, format};
 use basalt::engine::durability::Durability;
 use basalt::engine::memory::MemoryBudget;
-use basalt::engine::op::{Answer, Clock, Key, Reply, ShardOp, Value};
+use basalt::engine::op::{Answer, Clock, Key, KeyRange, Order, RangeQuery, Reply, ShardOp, Value};
+use basalt::engine::range::{RangeRead, Sent};
 use basalt::engine::{Engine, EngineStats};
 use basalt::format::slot::shard_of;
 use basalt::format::superblock::IndexKind;
 use basalt::limits::SHARD_COUNT_DEFAULT_MIN;
 
-use super::load::{Client, Load, Next, Outcome, Tally, Values, key_of};
+use super::load::{Client, Load, Next, Outcome, SCAN_COUNT, Scanned, Tally, Values, key_of};
 use crate::Failure;
 
 /// As a device has that is formatted for one reactor.
@@ -58,7 +61,13 @@ pub fn image(directory: &Path) -> PathBuf {
 
 impl Ours {
     /// Opens the image of a directory.
-    pub fn open(directory: &Path, start: Start, cache_size: usize, values: Values) -> Result<Ours, Failure> {
+    pub fn open(
+        directory: &Path,
+        start: Start,
+        index: IndexKind,
+        cache_size: usize,
+        values: Values,
+    ) -> Result<Ours, Failure> {
         let file = image(directory);
         let started = Instant::now();
         let create_size = match start {
@@ -76,7 +85,7 @@ impl Ours {
                 uuid,
                 secret: uuid,
                 label: "bench".to_owned(),
-                index: IndexKind::Hash,
+                index,
             };
             format(&mut queue, &options, clock(started))?;
         }
@@ -180,9 +189,62 @@ impl Ours {
         Ok(tally)
     }
 
+    /// Scans of a device with the index `ordered`: clients that each wait for one before they begin another, for a while.
+    pub fn scan(&mut self, load: &Load) -> Result<Tally, Failure> {
+        let mut tally = Tally::new();
+        let mut scans: Vec<(Client, Next, Instant, RangeRead)> = Vec::new();
+        // What the engine did not admit, with its token.
+        let mut held: VecDeque<(u64, Sent)> = VecDeque::new();
+        let begun = Instant::now();
+        for at in 0..load.clients {
+            let mut client = Client::new(load, at);
+            let next = client.next(load);
+            let read = begin_scan(next, &mut |one| held.push_back((at as u64, one)));
+            scans.push((client, next, Instant::now(), read));
+        }
+        let (mut in_flight, mut done) = (scans.len(), Vec::new());
+        while in_flight > 0 {
+            while let Some((client, (part, shard, op))) = held.pop_front() {
+                let clock = clock(self.started);
+                if let Err(op) = self.engine.submit(shard, client << 16 | u64::from(part), op, clock) {
+                    held.push_front((client, (part, shard, op)));
+                    break;
+                }
+            }
+            self.poll(&mut |token, answer| {
+                done.push((token, answer));
+                Ok(())
+            })?;
+            let is_over = begun.elapsed() >= load.time;
+            for (token, answer) in done.drain(..) {
+                let at = token >> 16;
+                let (client, next, since, read) = &mut scans[at as usize];
+                let mut send = |one| held.push_back((at, one));
+                let Some(outcome) = read.on_answer(token as u16, answer, &mut send) else { continue };
+                let found = outcome.map_err(|error| format!("{next:?}: {error}"))?;
+                let Next::Scan(first) = *next else { continue };
+                let mut scanned = Scanned::from(first);
+                for (key, value) in &found {
+                    scanned.take(&self.values, key, value.as_deref().unwrap_or_default());
+                }
+                scanned.end(load.keys)?;
+                tally.add(*next, since.elapsed());
+                if is_over {
+                    in_flight -= 1;
+                    continue;
+                }
+                (*next, *since) = (client.next(load), Instant::now());
+                *read = begin_scan(*next, &mut send);
+            }
+        }
+        tally.seconds = begun.elapsed().as_secs_f64();
+        Ok(tally)
+    }
+
     fn ask(&mut self, next: Next, token: u64) -> Result<(), Failure> {
         match next {
             Next::Update(number) => self.put(number, token),
+            Next::Scan(_) => Err("a device with the index `hash` has no keys in order".into()),
             Next::Read(number) | Next::Miss(number) | Next::ReadModifyWrite(number) => {
                 self.submit(Key::from(key_of(number)), token, Action::Get)
             }
@@ -234,6 +296,16 @@ impl Ours {
     pub fn stats(&self) -> EngineStats {
         self.engine.stats()
     }
+}
+
+fn begin_scan(next: Next, send: &mut impl FnMut(Sent)) -> RangeRead {
+    let from = match next {
+        Next::Scan(first) => Bound::Included(Key::from(key_of(first))),
+        _ => Bound::Unbounded,
+    };
+    let range = KeyRange { from, to: Bound::Unbounded };
+    let query = RangeQuery { range, order: Order::Ascending, limit: SCAN_COUNT, with_values: true };
+    RangeRead::start(query, SHARD_COUNT, send)
 }
 
 fn expect_ok(answer: &Answer) -> Result<(), Failure> {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::time::Instant;
 
-use super::load::{Client, Load, Next, Tally, Values, key_of};
+use super::load::{Client, Load, Next, SCAN_COUNT, Scanned, Tally, Values, key_of};
 use crate::Failure;
 
 /// What a store can do. Threads share it.
@@ -15,6 +15,8 @@ pub trait Store: Sync {
     fn put_many(&self, items: &[(String, Vec<u8>)]) -> Result<(), Failure>;
     /// What was put before is durable.
     fn sync(&self) -> Result<(), Failure>;
+    /// Up to so many keys from this one on, in order, handed to `check` with their values.
+    fn scan(&self, from: &str, count: usize, check: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), Failure>;
     /// The value of a key, handed to `check`.
     fn get(&self, key: &str, check: &mut dyn FnMut(Option<&[u8]>)) -> Result<(), Failure>;
 }
@@ -64,7 +66,7 @@ pub fn run(store: &dyn Store, values: &Values, load: &Load) -> Result<Tally, Fai
                 while begun.elapsed() < load.time {
                     let next = client.next(load);
                     let since = Instant::now();
-                    if let Err(error) = one(store, values, next) {
+                    if let Err(error) = one(store, values, load.keys, next) {
                         let mut first = failed.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
                         first.get_or_insert_with(|| error.to_string());
                         return;
@@ -83,7 +85,7 @@ pub fn run(store: &dyn Store, values: &Values, load: &Load) -> Result<Tally, Fai
     Ok(total)
 }
 
-fn one(store: &dyn Store, values: &Values, next: Next) -> Result<(), Failure> {
+fn one(store: &dyn Store, values: &Values, keys: u64, next: Next) -> Result<(), Failure> {
     let read = |number: u64, is_there: bool| {
         let mut is_right = false;
         store.get(&key_of(number), &mut |value| {
@@ -95,6 +97,11 @@ fn one(store: &dyn Store, values: &Values, next: Next) -> Result<(), Failure> {
     match next {
         Next::Read(number) => read(number, true),
         Next::Miss(number) => read(number, false),
+        Next::Scan(number) => {
+            let mut scanned = Scanned::from(number);
+            store.scan(&key_of(number), SCAN_COUNT, &mut |key, value| scanned.take(values, key, value))?;
+            scanned.end(keys)
+        }
         Next::Update(number) => store.put(&key_of(number), &values.of(number)),
         Next::ReadModifyWrite(number) => {
             read(number, true)?;
@@ -142,6 +149,14 @@ impl Store for Fjall {
         check(self.keyspace.get(key)?.as_deref());
         Ok(())
     }
+
+    fn scan(&self, from: &str, count: usize, check: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), Failure> {
+        for one in self.keyspace.range(from..).take(count) {
+            let (key, value) = one.into_inner()?;
+            check(&key, &value);
+        }
+        Ok(())
+    }
 }
 
 const TABLE: redb::TableDefinition<'_, &str, &[u8]> = redb::TableDefinition::new("bench");
@@ -187,6 +202,16 @@ impl Store for Redb {
         let table = self.0.begin_read()?.open_table(TABLE)?;
         let found = table.get(key)?;
         check(found.as_ref().map(redb::AccessGuard::value));
+        Ok(())
+    }
+
+    fn scan(&self, from: &str, count: usize, check: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), Failure> {
+        use redb::ReadableDatabase;
+        let table = self.0.begin_read()?.open_table(TABLE)?;
+        for one in table.range(from..)?.take(count) {
+            let (key, value) = one?;
+            check(key.value().as_bytes(), value.value());
+        }
         Ok(())
     }
 }
@@ -239,5 +264,16 @@ impl Store for Rocks {
     fn get(&self, key: &str, check: &mut dyn FnMut(Option<&[u8]>)) -> Result<(), Failure> {
         check(self.0.get_pinned(key)?.as_deref());
         Ok(())
+    }
+
+    fn scan(&self, from: &str, count: usize, check: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), Failure> {
+        let mut entries = self.0.raw_iterator();
+        entries.seek(from);
+        for _ in 0..count {
+            let Some((key, value)) = entries.item() else { break };
+            check(key, value);
+            entries.next();
+        }
+        Ok(entries.status()?)
     }
 }
