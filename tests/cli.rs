@@ -441,7 +441,7 @@ fn a_size_that_cannot_be_is_refused_with_those_that_can() {
         let format = [&["format", "--device", "small.img", "--size", size][..], more].concat();
         let serve = ["serve", "--listen", "127.0.0.1:0", "--device", "small.img", "--size", size];
         for args in [&format[..], &serve].into_iter().take(if more.is_empty() { 2 } else { 1 }) {
-            refused(args, 1, &[&["small.img: "], &words[..]].concat());
+            refused(args, 2, &[&["small.img: "], &words[..]].concat());
             let said = common::node::basalt_in(temp_dir().path(), args).stderr;
             assert!(!said.contains("unfinished"), "{args:?}: {said}");
         }

@@ -85,7 +85,7 @@ fn format_device(args: &FormatArgs) -> Result<(Superblock, &'static str), Failur
     let is_controller = device_path::transport_id(path).is_some();
     if !path.exists() && !is_controller {
         let size = args.size.unwrap_or(SIZE_DEFAULT);
-        return create(path, size, &args.new_device()).map_err(|text| (Exit::Failed, text));
+        return create(path, size, &args.new_device());
     }
     let options =
         OpenOptions { engine: args.engine, spdk: Some(&args.spdk), queue_count: 1, ..OpenOptions::default() };
@@ -186,12 +186,13 @@ pub(super) fn create(
     path: &Path,
     size: u64,
     new: &NewDevice<'_>,
-) -> Result<(Superblock, &'static str), String> {
-    check_size(path, size, new)?;
+) -> Result<(Superblock, &'static str), Failure> {
+    check_size(path, size, new).map_err(|text| (Exit::Usage, text))?;
     let unfinished = device_path::unfinished(path);
     if unfinished.is_file() {
         std::fs::remove_file(&unfinished).map_err(|error| {
-            format!("cannot remove {}, left by an earlier start: {error}", unfinished.display())
+            let text = format!("cannot remove {}, left by an earlier start: {error}", unfinished.display());
+            (Exit::Failed, text)
         })?;
     }
     let result = create_as(&unfinished, path, size, new);
@@ -199,7 +200,7 @@ pub(super) fn create(
         // Whatever was made is of no use to anyone; the error that is reported is the first one.
         let _ = std::fs::remove_file(&unfinished);
     }
-    result
+    result.map_err(|text| (Exit::Failed, text))
 }
 
 fn create_as(
@@ -245,7 +246,7 @@ pub(super) fn create_for_serve(
     engine: Option<EngineName>,
     index: IndexKind,
     reactor_count: usize,
-) -> Result<(), String> {
+) -> Result<(), Failure> {
     let new = NewDevice { engine, shard_count: None, reactor_count, index, label: "", is_written: true };
     create(path, size, &new).map(|_| ())
 }

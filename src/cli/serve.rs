@@ -173,8 +173,7 @@ fn prepare_device(path: &Path, args: &ServeArgs) -> Result<(), (Exit, String)> {
             args.engine,
             args.index.unwrap_or_default(),
             reactor_count,
-        )
-        .map_err(|text| (Exit::Failed, text));
+        );
     }
     // A file that is there keeps its size; saying another one is a mistake that must not pass unnoticed.
     if let Some(size) = size
