@@ -39,6 +39,10 @@ fn config() -> SimConfig {
     SimConfig { block_count: (96 << 20) / BLOCK, transfer_size_max: 256 << 10, ..SimConfig::default() }
 }
 
+fn set_action(value: &[u8], expiry: Expiry) -> Action {
+    Action::Set { value: value.to_vec().into(), expiry, condition: None, reply: SetReply::Ok }
+}
+
 impl World {
     fn new(seed: u64) -> World {
         let disk = SimDisk::new(config(), seed);
@@ -101,10 +105,9 @@ impl World {
 
     fn set_until(&mut self, key: &str, size: usize, expiry: Expiry) -> Vec<u8> {
         let value = self.value(key, size);
-        let bytes = value.clone().into();
-        let action = Action::Set { value: bytes, expiry, condition: None, reply: SetReply::Ok };
         let key = Key::from(key.to_owned());
-        assert_eq!(self.run(Request::Single(key.clone(), action)), Outcome::Reply(Reply::Ok));
+        let request = Request::Single(key.clone(), set_action(&value, expiry));
+        assert_eq!(self.run(request), Outcome::Reply(Reply::Ok));
         self.doubtful.remove(&key);
         self.values.insert(key, Some(value.clone()));
         value
@@ -288,127 +291,6 @@ fn what_was_written_over_gives_its_space_back_and_is_no_damage() {
             assert!(world.check().extents_used <= used + 2, "{what}: space was not given back");
         }
     }
-}
-
-/// What is damaged of a frame that a value is in, by where the value begins.
-fn damage_frame(world: &mut World, value: &[u8], what: &str) {
-    for place in world.places(value) {
-        match what {
-            "record" => world.disk.flip_bit(place - 1, 2),
-            "frame" => world.disk.flip_bit(place / BLOCK * BLOCK + 20, 1),
-            _ => world.disk.make_unreadable(place / BLOCK),
-        }
-    }
-    world.on_damage();
-}
-
-#[test]
-fn a_flushall_writes_off_what_was_lost() {
-    for variant in 0..16 {
-        let what = ["record", "frame", "block", "record"][variant % 4];
-        let (clean, at_once) = (variant & 4 > 0, variant & 8 > 0);
-        let moved = variant % 4 == 3;
-        let told = format!("{what}, clean: {clean}, at once: {at_once}, moved: {moved}");
-        let mut world = World::new(1);
-        for number in 0..20 {
-            world.set(&key(number), 3_000);
-        }
-        let lost = world.set("lost", 3_000);
-        seal(&mut world);
-        if moved {
-            world.compact();
-        }
-        let used = world.check().extents_used;
-        // Nothing but the log says what there is.
-        world.kill();
-        damage_frame(&mut world, &lost, what);
-        assert!(world.boot(), "{told}");
-        let errors = world.verify(&told);
-        // Behind a damaged header of a frame its records are whole.
-        assert_eq!(errors > 0, what != "frame", "{told}: {errors} errors");
-        assert!(!world.check().is_clean(), "{told}");
-        // Its log has come no further when it is cleared, or it has.
-        if !at_once {
-            seal(&mut world);
-        }
-        world.clear();
-        world.set("kept", 100);
-        assert_eq!(world.verify(&told), 0, "{told}: in doubt behind a FLUSHALL");
-        for _ in 0..3 {
-            seal(&mut world);
-            world.compact();
-        }
-        let report = world.check();
-        assert!(report.is_clean() && report.superseded.is_empty(), "{told}: {:?}", report.damage);
-        assert!(report.extents_used <= used, "{told}: {} extents, {used} before", report.extents_used);
-        world.is_damaged = false;
-        world.restart(clean);
-        assert_eq!(world.verify(&told), 0, "{told}: after a restart");
-        world.compact();
-        assert_eq!(world.verify(&told), 0, "{told}: after a restart and a collection");
-    }
-}
-
-/// What came behind a FLUSHALL, in its own frame, and was lost.
-#[test]
-fn what_is_lost_behind_a_flushall_is_not_dead() {
-    // Writes that come too soon are before it.
-    let kept: usize =
-        (0..8).map(|steps| PARTS.iter().filter(|part| is_behind_clear(steps, part)).count()).sum();
-    assert!(kept >= 2 * PARTS.len(), "{kept} times writes were behind the FLUSHALL");
-}
-
-/// False where some writes were before the FLUSHALL.
-fn is_behind_clear(steps: usize, (part, at): &(&str, i64)) -> bool {
-    let mut world = World::new(1);
-    for number in 0..20 {
-        world.set(&key(number), 3_000);
-    }
-    let names: Vec<String> = (0..8).map(|number| format!("behind:{number}")).collect();
-    let mut values = Vec::new();
-    let mut requests = Vec::new();
-    for name in &names {
-        let value = world.value(name, 100);
-        values.push(value.clone());
-        let key = Key::from(name.clone());
-        let (expiry, condition) = (Expiry::Clear, None);
-        let action = Action::Set { value: value.into(), expiry, condition, reply: SetReply::Ok };
-        requests.push(Request::Single(key, action));
-    }
-    let node = world.node.as_mut().expect("it runs");
-    node.start(1_000, Request::Clear);
-    for _ in 0..steps {
-        node.step();
-    }
-    for (id, request) in (0..).zip(requests) {
-        node.start(id, request);
-    }
-    let mut left = names.len() + 1;
-    for _ in 0..10_000 {
-        node.step();
-        node.clock.monotonic_us += 100;
-        left -= node.take_done().len();
-    }
-    assert_eq!(left, 0, "{part}: all are answered");
-    world.values.values_mut().for_each(|value| *value = None);
-    for (name, value) in names.iter().zip(&values) {
-        let key = Key::from(name.clone());
-        if world.run(Request::Single(key.clone(), Action::Get)) == Outcome::Reply(Reply::Nil) {
-            return false;
-        }
-        world.values.insert(key, Some(value.clone()));
-    }
-    assert_eq!(world.verify(part), 0);
-    // The last of a frame would not be behind anything that could tell.
-    seal(&mut world);
-    world.kill();
-    for place in world.places(&values[3]) {
-        world.disk.flip_bit(place.checked_add_signed(*at).unwrap(), 2);
-    }
-    world.on_damage();
-    assert!(world.boot(), "{part}");
-    assert!(world.verify(part) >= 1, "{part}: what is lost is served");
-    true
 }
 
 /// The log alone says which key a damaged value is of, and does not where more of a record is damaged.
@@ -660,10 +542,7 @@ fn all_of_a_frame_behind_a_lost_header_is_moved() {
             for number in 0..per_frame {
                 let key = Key::from(format!("m{round}:{number:03}"));
                 let value = world.value(&format!("m{round}:{number:03}"), 100);
-                let expiry = Expiry::Clear;
-                let action =
-                    Action::Set { value: value.clone().into(), expiry, condition: None, reply: SetReply::Ok };
-                actions.push((key.clone(), action));
+                actions.push((key.clone(), set_action(&value, Expiry::Clear)));
                 values.push(value.clone());
                 world.values.insert(key, Some(value));
             }

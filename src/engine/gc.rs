@@ -14,8 +14,8 @@
 //!   The batch may wait for room itself, so the collection is given up, and another extent is tried.
 //! - Frames are retired only when everything that was logged up to the end of the collection is durable, and an extent is given
 //!   back only when that is durable as well and no read of it is under way.
-//! - A shard that lost records of unknown keys is left alone until a FLUSHALL: what looks dead may be all that is left. So is an extent in which the
-//!   newest record of a key can't be read, as long as it is the newest (see `damaged.rs`).
+//! - A shard that lost records of unknown keys is left alone until a FLUSHALL: what looks dead may be all that is left. So is an
+//!   extent in which the newest record of a key can't be read, as long as it is the newest (see `damaged.rs`).
 
 mod damaged;
 mod policy;
