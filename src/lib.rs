@@ -9,6 +9,7 @@ pub mod limits;
 pub mod measure;
 pub mod net;
 pub mod node;
+pub mod owned;
 pub mod pci;
 pub mod planted;
 pub mod probe;

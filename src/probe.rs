@@ -37,6 +37,10 @@ probes! {
     RecoveryReadUnstable "recovery read unstable",
     /// Recovery read on behind damaged records.
     RecordsSalvaged "records salvaged",
+    /// A direct read was answered at once.
+    ReadAtOnce "read at once",
+    /// A direct write was.
+    WrittenAtOnce "written at once",
     /// Garbage collection emptied an extent.
     ExtentCollected "extent collected",
     /// A long value was read to its end although its key had got another one meanwhile.

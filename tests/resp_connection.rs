@@ -301,3 +301,82 @@ fn a_whole_session_is_the_same_when_cut_at_every_byte() {
     let replies: String = session.chunks(1).map(|byte| send(&mut connection, &mut fake, byte)).collect();
     assert_eq!(replies, whole);
 }
+
+fn arrays(commands: &[&str]) -> Vec<u8> {
+    let parts = |command: &&str| encode(&command.split(' ').map(str::as_bytes).collect::<Vec<_>>());
+    commands.iter().flat_map(parts).collect()
+}
+
+fn direct() -> Fake {
+    Fake { direct: true, ..Fake::default() }
+}
+
+#[test]
+fn what_is_answered_at_once_is_what_would_have_been_answered() {
+    let long = "v".repeat(9_000);
+    let session = [
+        "SET a 1",
+        "GET a",
+        "GET none",
+        "INCR a",
+        "GET a",
+        "SET a 5 EX 100",
+        "GET a",
+        "HELLO 3",
+        "GET none",
+        "MULTI",
+        "SET b 1",
+        "GET b",
+        "EXEC",
+        "GET b",
+        "PING",
+        &format!("SET c {long}"),
+        "GET c",
+        "get c",
+    ];
+    let session = [arrays(&session), arrays(&["GET c"]).repeat(200)].concat();
+    let whole = send(&mut connection(), &mut Fake::default(), &session);
+    for step in [1, 7, 100, 9_001, session.len()] {
+        let (mut fake, mut connection) = (direct(), connection());
+        let replies: String =
+            session.chunks(step).map(|some| send(&mut connection, &mut fake, some)).collect();
+        assert!(replies == whole, "pieces of {step}");
+        // A request that comes in pieces is the parser's.
+        assert!(step < session.len() || fake.direct_count == 10 + 200, "{} at once", fake.direct_count);
+        assert_eq!(connection.take_command_count(), 18 + 200);
+    }
+}
+
+#[test]
+fn nothing_is_answered_at_once_behind_what_is_owed() {
+    let (mut fake, mut connection) = (Fake { deferred: true, ..direct() }, connection());
+    let input = arrays(&["GET a", "SET a 1", "INCR a", "SET a 5", "GET a", "SET b 1"]);
+    assert_eq!(send(&mut connection, &mut fake, &input), "$-1\r\n+OK\r\n");
+    assert_eq!((fake.direct_count, fake.started.len()), (2, 4));
+    for _ in 0..4 {
+        fake.deliver(&mut connection, 0);
+    }
+    assert_eq!(connection.output(), b":2\r\n+OK\r\n$1\r\n5\r\n+OK\r\n");
+    assert_eq!(
+        send(&mut connection, &mut fake, &arrays(&["GET b"])),
+        ":2\r\n+OK\r\n$1\r\n5\r\n+OK\r\n$1\r\n1\r\n"
+    );
+}
+
+#[test]
+fn long_replies_at_once_are_bounded_and_none_is_lost() {
+    for size in [100, 20_000, 64 << 10, 300_000] {
+        let (mut fake, mut connection) = (direct(), connection());
+        let value = vec![b'v'; size];
+        take_output(&mut connection, &mut fake);
+        connection.received(&encode(&[b"SET", b"a", &value]));
+        connection.advance(&mut fake);
+        take_output(&mut connection, &mut fake);
+        connection.received(&arrays(&["GET a"]).repeat(500));
+        connection.advance(&mut fake);
+        assert!(connection.output().len() <= REPLY_BUFFER_SIZE_MAX + size + 16);
+        assert!(connection.size() < 3 * REPLY_BUFFER_SIZE_MAX, "{} bytes", connection.size());
+        let one = [format!("${size}\r\n").as_bytes(), &value, b"\r\n"].concat();
+        assert!(take_output(&mut connection, &mut fake) == one.repeat(500), "values of {size} bytes");
+    }
+}

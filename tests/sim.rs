@@ -12,6 +12,7 @@ use basalt::sim::world::{Summary, WorldConfig, run};
 const PROBES: &[&str] = &[
     "torn tail cut",
     "log over several extents recovered",
+    "read at once",
     "parts without a commit record dropped",
     "batch across shards",
     "batch on one shard",
@@ -102,8 +103,12 @@ fn relaxed_worlds_keep_a_prefix_of_every_shard() {
         probes.add(&run(WorldConfig::relaxed_from_seed(seed, 1_000)).probes);
     }
     println!("{probes}");
-    let wanted =
-        ["the end of a shard's history was lost", "torn tail cut", "extent without an accepted frame freed"];
+    let wanted = [
+        "the end of a shard's history was lost",
+        "torn tail cut",
+        "extent without an accepted frame freed",
+        "written at once",
+    ];
     assert!(count < 40 || probes.missing(&wanted).is_empty(), "never came to: {:?}", probes.missing(&wanted));
 }
 

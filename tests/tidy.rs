@@ -20,10 +20,13 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("node", &["net", "reactor", "ring", "engine", "device", "format", "limits", "size", "sys"]),
-    ("net", &["reactor", "ring", "engine::action", "engine::op", "format::slot", "limits"]),
+    ("net", &["reactor", "ring", "engine::action", "engine::op", "format::slot", "limits", "owned"]),
     ("reactor", &["ring", "engine::op", "format::slot", "limits"]),
     ("ring", &["limits"]),
-    ("engine", &["device", "format", "limits", "planted", "probe", "size", "sys::heap", "sys::prefetch"]),
+    (
+        "engine",
+        &["device", "format", "limits", "owned", "planted", "probe", "size", "sys::heap", "sys::prefetch"],
+    ),
     ("device", &["limits", "pci::Bdf"]),
     // Loads on devices, beside the engine.
     ("measure", &["device", "sys"]),
@@ -31,6 +34,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     // What sysfs says about controllers: a leaf, so that everything above may ask it.
     ("pci", &["limits"]),
     ("limits", &[]),
+    ("owned", &[]),
     ("planted", &[]),
     ("probe", &[]),
     ("size", &[]),

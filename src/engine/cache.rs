@@ -226,8 +226,19 @@ impl RecordCache {
         }
     }
 
+    /// The same, and a look-up that finds nothing does not count: another one follows.
+    pub(super) fn get_if_here(&mut self, hash: KeyHash, extent: u32, offset: u32) -> Option<&Value> {
+        if self.segments.is_empty() {
+            return None;
+        }
+        let at = self.segment(hash);
+        let cached = self.segments[at].get(&hash.upper()).filter(|cached| cached.is(hash, extent, offset))?;
+        self.hit_count += 1;
+        Some(&cached.value)
+    }
+
     /// Keeps a key's newest record, if it is worth it: it replaces what was here of the key.
-    pub(super) fn insert(&mut self, hash: KeyHash, extent: u32, offset: u32, value: &Value) {
+    pub(super) fn insert(&mut self, hash: KeyHash, extent: u32, offset: u32, value: Value) {
         if self.segments.is_empty() {
             return;
         }
@@ -237,13 +248,13 @@ impl RecordCache {
         let at = self.segment(hash);
         let segment = &mut self.segments[at];
         self.size -= segment_size(segment);
-        let cached = Cached { lower: hash.lower(), extent, offset, value: value.clone() };
+        let cached = Cached { lower: hash.lower(), extent, offset, value };
         segment.insert(hash.upper(), cached);
         self.size += segment_size(segment);
     }
 
     /// The same for one that was written.
-    pub(super) fn insert_written(&mut self, hash: KeyHash, extent: u32, offset: u32, value: &Value) {
+    pub(super) fn insert_written(&mut self, hash: KeyHash, extent: u32, offset: u32, value: Value) {
         if is_planted(Bug::ServesStaleCache) {
             return;
         }
@@ -262,7 +273,7 @@ impl RecordCache {
         let was = self.segments[self.segment(hash)].peek(&hash.upper());
         let value = was.filter(|was| was.is(hash, from.extent, from.offset));
         if let Some(value) = value.map(|was| was.value.clone()) {
-            self.insert(hash, to.extent, to.offset, &value);
+            self.insert(hash, to.extent, to.offset, value);
         }
     }
 
@@ -310,28 +321,28 @@ mod tests {
     #[test]
     fn only_the_very_record_is_answered() {
         let mut cache = cache(1 << 20);
-        cache.insert(hash(1), EXTENT, 10, &value(5));
+        cache.insert(hash(1), EXTENT, 10, value(5));
         assert_eq!(cache.get(hash(1), EXTENT, 10), Some(value(5)));
         assert_eq!(cache.get(hash(1), EXTENT, 11), None, "another place");
         assert_eq!(cache.get(hash(1), 4, 10), None, "another extent");
         assert_eq!(cache.get(hash(2), EXTENT, 10), None, "another key");
         assert_eq!(cache.get(hash(1).with_other_lower(), EXTENT, 10), None, "a key alike in 64 bits");
         assert_eq!(cache.counts(), (1, 4));
-        cache.insert_written(hash(1), EXTENT, 12, &value(7));
+        cache.insert_written(hash(1), EXTENT, 12, value(7));
         assert_eq!(cache.get(hash(1), EXTENT, 10), None, "an overwritten one is given up");
         assert_eq!(cache.get(hash(1), EXTENT, 12), Some(value(7)));
-        cache.insert_written(hash(1), EXTENT, 13, &value(WRITTEN_VALUE_SIZE_MAX + 1));
+        cache.insert_written(hash(1), EXTENT, 13, value(WRITTEN_VALUE_SIZE_MAX + 1));
         assert_eq!(cache.get(hash(1), EXTENT, 12), None, "by one that is not kept, too");
         let at = |offset: u32| Entry::new(EXTENT, offset, 100, false, false, false);
-        cache.insert(hash(1), EXTENT, 14, &value(1));
+        cache.insert(hash(1), EXTENT, 14, value(1));
         cache.on_moved(hash(1), &at(13), &at(15));
         assert_eq!(cache.get(hash(1), EXTENT, 14), Some(value(1)), "what moved was another one");
         cache.on_moved(hash(1), &at(14), &at(20));
         assert_eq!(cache.get(hash(1), EXTENT, 14), None);
         assert_eq!(cache.get(hash(1), EXTENT, 20), Some(value(1)));
-        cache.insert(hash(1), EXTENT, 21, &value((1 << 20) / VALUE_PART + 1));
+        cache.insert(hash(1), EXTENT, 21, value((1 << 20) / VALUE_PART + 1));
         assert_eq!(cache.get(hash(1), EXTENT, 20), None, "one too long for the cache replaces it as well");
-        cache.insert(hash(1), EXTENT, 22, &value(1));
+        cache.insert(hash(1), EXTENT, 22, value(1));
         cache.remove(hash(1));
         assert_eq!(cache.get(hash(1), EXTENT, 22), None);
     }
@@ -342,7 +353,7 @@ mod tests {
         assert_eq!(cache.segments.len(), 8);
         let mut largest = 0;
         for i in 0..400_000 {
-            cache.insert(hash(i), EXTENT, i as u32, &value((i % 400) as usize));
+            cache.insert(hash(i), EXTENT, i as u32, value((i % 400) as usize));
             cache.adjust();
             largest = largest.max(cache.size());
         }
@@ -355,11 +366,11 @@ mod tests {
         cache.set_size_max(0);
         settle(&mut cache);
         assert_eq!(cache.size(), 0);
-        cache.insert(hash(1), EXTENT, 1, &value(1));
+        cache.insert(hash(1), EXTENT, 1, value(1));
         assert_eq!(cache.get(hash(1), EXTENT, 1), None);
         cache.set_size_max(1 << 20);
         settle(&mut cache);
-        cache.insert(hash(1), EXTENT, 1, &value(1));
+        cache.insert(hash(1), EXTENT, 1, value(1));
         assert_eq!(cache.get(hash(1), EXTENT, 1), Some(value(1)));
     }
 
@@ -368,7 +379,7 @@ mod tests {
         let mut cache = cache(4 << 20);
         let read = |cache: &mut RecordCache, i: u64| {
             if cache.get(hash(i), EXTENT, i as u32).is_none() {
-                cache.insert(hash(i), EXTENT, i as u32, &value(100));
+                cache.insert(hash(i), EXTENT, i as u32, value(100));
                 return false;
             }
             true
@@ -379,7 +390,7 @@ mod tests {
         }
         let kept = (0..1_000).filter(|i| read(&mut cache, *i)).count();
         assert!(kept > 950, "{kept} of 1000 hot records were kept");
-        cache.insert(hash(1), EXTENT, 5_000_000, &value((4 << 20) / VALUE_PART + 1));
+        cache.insert(hash(1), EXTENT, 5_000_000, value((4 << 20) / VALUE_PART + 1));
         assert_eq!(cache.get(hash(1), EXTENT, 5_000_000), None);
     }
 }

@@ -13,7 +13,6 @@ use bytes::Bytes;
 
 use super::allocator::{Allocator, Purpose};
 use super::index::{Entry, KeyHash};
-use super::op::Key;
 use crate::format::Place;
 use crate::format::extent::{ExtentHeader, ExtentRole};
 use crate::format::frame::{FRAME_HEADER_SIZE, FrameHeader};
@@ -61,7 +60,6 @@ pub(super) struct Moved {
 /// A record on its way that will be its key's in the index.
 pub(super) struct NewEntry {
     pub(super) hash: KeyHash,
-    pub(super) key: Key,
     pub(super) sequence: u64,
 }
 
@@ -378,9 +376,9 @@ impl ShardLog {
         }
     }
 
-    /// Says that the record just appended is the newest of `key`, to be moved to the index once it is written.
-    pub(super) fn note_entry(&mut self, hash: KeyHash, key: Key, sequence: u64) {
-        self.entries.push(NewEntry { hash, key, sequence });
+    /// Says that the record just appended is the newest of its key, to be moved to the index once it is written.
+    pub(super) fn note_entry(&mut self, hash: KeyHash, sequence: u64) {
+        self.entries.push(NewEntry { hash, sequence });
     }
 
     fn is_reserved_for_others(&self, purpose: Purpose) -> bool {

@@ -14,6 +14,7 @@
 pub mod action;
 pub mod allocator;
 mod arrivals;
+mod at_once;
 pub mod batch;
 mod cache;
 pub mod check;
@@ -52,6 +53,7 @@ use crate::limits::{CHUNK_SIZE_MAX, ENGINE_OPERATIONS_MAX, VALUE_DEVICE_DIVISOR,
 
 use allocator::Allocator;
 use arrivals::Arrival;
+use at_once::Tried;
 use cache::RecordCache;
 use checkpoint::{CheckpointStats, Checkpointer};
 use commit::Committer;
@@ -121,6 +123,8 @@ pub struct Engine<D> {
     /// From a shard's number on the device to its place in `shards`.
     shard_at: Vec<Option<usize>>,
     arrivals: Vec<Arrival>,
+    /// Direct requests that are being tried; kept for its memory.
+    tried: Vec<Tried>,
     operations: Slab<Operation>,
     batch_holds: Slab<BatchHold>,
     reads: Slab<ReadJob>,
@@ -188,6 +192,7 @@ impl<D: Device> Engine<D> {
             shards,
             shard_at,
             arrivals: Vec::new(),
+            tried: Vec::new(),
             operations: Slab::new(),
             batch_holds: Slab::new(),
             reads: Slab::new(),

@@ -165,6 +165,48 @@ pub enum OpError {
     Stopping,
 }
 
+/// A request that is read where it arrived, without a copy of its own: the commonest two, without options.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direct<'a> {
+    /// GET.
+    Get {
+        /// The key.
+        key: &'a [u8],
+    },
+    /// SET.
+    Set {
+        /// The key.
+        key: &'a [u8],
+        /// Its value from now on, without an expiry.
+        value: &'a [u8],
+    },
+}
+
+impl<'a> Direct<'a> {
+    /// The key.
+    pub fn key(&self) -> &'a [u8] {
+        match self {
+            Direct::Get { key } | Direct::Set { key, .. } => key,
+        }
+    }
+
+    /// Whether it changes nothing.
+    pub fn is_read(&self) -> bool {
+        matches!(self, Direct::Get { .. })
+    }
+}
+
+/// The answer to it, when it is there at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DirectReply<'a> {
+    /// The key's value.
+    Value(&'a Value),
+    /// The key is not there.
+    Nil,
+    /// It is written.
+    Ok,
+}
+
 /// The typed result of one command; the network layer gives it its RESP form.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Reply {

@@ -475,8 +475,8 @@ impl<D: Device> Engine<D> {
         match self.append(at, effect_draft(key, &effect, &manifest, None), clock) {
             Ok(appended) => {
                 let shard = &mut self.shards[at];
-                shard.log.note_entry(hash, key.clone(), appended.sequence);
-                shard.install(hash, key.clone(), &effect, appended, false);
+                shard.log.note_entry(hash, appended.sequence);
+                shard.install(hash, key.clone(), effect, appended, false);
                 self.answer_after(at, token, appended.frame, Answer::Reply(reply));
                 None
             }
@@ -524,14 +524,13 @@ impl<D: Device> Engine<D> {
         if let Some(error) = self.committer.poisoned() {
             return Err(AppendError::Failed(error));
         }
-        let allocator = Arc::clone(&self.allocator);
         let user_size = match draft.record {
             // Its chunks brought the bytes.
             record if record.is_manifest() => record.key.len(),
             record if record.kind == RecordType::Chunk => record.value.len(),
             record => record.key.len() + record.value.len(),
         } as u64;
-        match self.shards[at].log.append(draft, &allocator) {
+        match self.shards[at].log.append(draft, &self.allocator) {
             Ok(appended) => {
                 self.shards[at].clean = false;
                 self.shards[at].note_appended(&draft.record, &appended);

@@ -238,7 +238,7 @@ impl<D: Device> Engine<D> {
         if let (Ok(Some(record)), Wanted::Key(_, hash)) = (&result, &job.wanted) {
             let newest = self.shards[job.shard].index().get(hash.identity());
             if newest.is_some_and(|newest| newest.is_at(job.entry.extent, job.entry.offset)) {
-                self.cache.insert(*hash, job.entry.extent, job.entry.offset, &record.value);
+                self.cache.insert(*hash, job.entry.extent, job.entry.offset, record.value.clone());
             }
         }
         self.start_reads();

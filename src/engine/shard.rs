@@ -9,6 +9,7 @@
 
 mod chunks;
 mod listing;
+mod lookup;
 mod lost;
 mod maps;
 mod pending;
@@ -32,14 +33,13 @@ use super::extents::Extents;
 use super::index::{Directory, Entry, Expiries, HashIndex, Identity, Index, KeyHash, hash_key};
 use super::log::{Appended, Move, Moved, NewEntry, OpenExtent, Relocated, ShardLog};
 use super::long::LongValue;
-use super::op::{Answer, BatchId, Current, Key, KeyEffect, OpError, ShardId, Value};
+use super::op::{Answer, BatchId, Key, KeyEffect, ShardId, Value};
 use super::recovery::{Doubt, FoundLong, Lost};
 use super::survivors::Survivors;
 use crate::format::Place;
 use crate::format::record::{Record, RecordType};
 use crate::format::superblock::Superblock;
 use crate::planted::{Bug, is_planted};
-use crate::probe::{self, Probe};
 
 use chunks::Chunks;
 use maps::{IdentityMap, SecretHash, UpperBits};
@@ -48,6 +48,7 @@ use pin::Pin;
 use watch::Watch;
 
 pub(super) use listing::Listed;
+pub(super) use lookup::Lookup;
 pub(super) use maps::KeyMap;
 pub(super) use pin::{Before, Pinned};
 pub(super) use walk::Scanned;
@@ -92,17 +93,6 @@ pub(super) struct Pending {
     reaped: bool,
     /// Its record is a part of a batch.
     is_part: bool,
-}
-
-/// A key's state as far as memory knows it.
-pub(super) struct Lookup {
-    pub(super) current: Option<Current>,
-    /// Where the value is when it is not in `current`.
-    pub(super) entry: Option<Entry>,
-    /// The frame that must be durable before an answer that rests on this may leave; 0 for none.
-    pub(super) depends_on: u64,
-    /// The key's hash.
-    pub(super) hash: KeyHash,
 }
 
 /// Operations waiting for a key.
@@ -374,97 +364,12 @@ impl Shard {
         self.index.get(identity).filter(|_| !self.pending.contains(identity))
     }
 
-    /// Whether a newer record of the key than the index has is on its way.
-    pub(super) fn is_pending(&self, key: &Key) -> bool {
-        self.pending.get(self.hash(key), key).is_some()
-    }
-
-    /// Whether a key's outcome is unknown until a restart.
-    pub(super) fn is_unknown(&self, key: &Key) -> bool {
-        self.unknown_all || (!self.unknown.is_empty() && self.unknown.contains_key(key))
-    }
-
-    /// Whether there is a key whose outcome is unknown until a restart.
-    pub(super) fn has_unknown(&self) -> bool {
-        self.unknown_all || !self.unknown.is_empty()
-    }
-
-    /// Whether records were lost that may concern keys of this shard.
-    pub(super) fn is_in_doubt(&self) -> bool {
-        self.doubt.is_any()
-    }
-
-    /// Why nothing can be said about a key, when records that may have been its newest were lost.
-    pub(super) fn doubt_about(&self, key: &Key) -> Option<OpError> {
-        if !self.is_in_doubt() || self.is_pending(key) {
-            return None;
-        }
-        if self.doubt.is_known(self.hash(key).identity()) && !self.doubt.keys.contains(key) {
-            return None;
-        }
-        probe::hit(Probe::KeyInDoubt);
-        Some(self.doubt_error())
-    }
-
-    pub(super) fn doubt_error(&self) -> OpError {
-        let detail = format!("shard {} lost records that may have been newer", self.id.0);
-        OpError::Damaged { detail }
-    }
-
-    /// What memory knows of a key. Reaps it when it has expired.
-    pub(super) fn lookup(&mut self, key: &Key, now_ms: u64) -> Lookup {
-        self.lookup_hashed(self.hash(key), key, now_ms)
-    }
-
-    /// The same where the hash is known.
-    pub(super) fn lookup_hashed(&mut self, hash: KeyHash, key: &Key, now_ms: u64) -> Lookup {
-        let expired = |at: u64| is_expired(at, now_ms);
-        let identity = hash.identity();
-        if let Some((own, pending)) = self.pending.at(identity) {
-            let depends_on = pending.at.frame;
-            match &pending.value {
-                // Another key takes its place.
-                _ if own != key => {}
-                Some(stored) if !pending.reaped && !expired(pending.expires_at_ms) => {
-                    let (value, long) = match stored {
-                        Stored::Plain(value) => (Some(value.clone()), None),
-                        Stored::Long(value) => (None, Some(value.clone())),
-                    };
-                    let (expires_at_ms, size) = (pending.expires_at_ms, stored.size());
-                    let current = Current { expires_at_ms, size, value, long };
-                    return Lookup { current: Some(current), entry: None, depends_on, hash };
-                }
-                Some(_) if !pending.reaped => self.reap(identity),
-                _ => {}
-            }
-            return Lookup { current: None, entry: None, depends_on, hash };
-        }
-        // The key of a long value is in memory: that of another key with the same identity is told apart at once.
-        let is_own = |entry: &Entry| !entry.is_long || self.long_key(identity).is_none_or(|own| own == key);
-        let entry = self.index.get(identity).filter(is_own);
-        let expires_at_ms = entry.map_or(0, |entry| self.expiry_of(identity, &entry));
-        match entry {
-            Some(entry) if !expired(expires_at_ms) => {
-                let long = if entry.is_long { self.long_value(identity).cloned() } else { None };
-                // The index does not know how long a value is: its record, which is as long at least, has to be read.
-                let size = long.as_ref().map_or(0, |value| value.size());
-                let current = Current { expires_at_ms, size, value: None, long };
-                Lookup { current: Some(current), entry: Some(entry), depends_on: 0, hash }
-            }
-            Some(_) => {
-                self.reap(identity);
-                Lookup { current: None, entry: None, depends_on: self.clear_frame, hash }
-            }
-            None => Lookup { current: None, entry: None, depends_on: self.clear_frame, hash },
-        }
-    }
-
     /// Makes an appended effect the key's newest state.
     pub(super) fn install(
         &mut self,
         hash: KeyHash,
         key: Key,
-        effect: &KeyEffect,
+        effect: KeyEffect,
         at: Appended,
         is_part: bool,
     ) {
@@ -485,8 +390,8 @@ impl Shard {
             None => self.index.get(identity).map_or((false, false), |entry| (true, entry.expires)),
         };
         let (value, expires_at_ms) = match effect {
-            KeyEffect::Put { value, expires_at_ms } => (Some(Stored::Plain(value.clone())), *expires_at_ms),
-            KeyEffect::Long { value, expires_at_ms } => (Some(Stored::Long(value.clone())), *expires_at_ms),
+            KeyEffect::Put { value, expires_at_ms } => (Some(Stored::Plain(value)), expires_at_ms),
+            KeyEffect::Long { value, expires_at_ms } => (Some(Stored::Long(value)), expires_at_ms),
             KeyEffect::Delete => (None, 0),
         };
         self.live = self.live + u64::from(value.is_some()) - u64::from(was_there);
@@ -618,11 +523,11 @@ impl Shard {
             some.iter().for_each(|one| self.index.prefetch_segment(one.hash.identity()));
             some.iter().for_each(|one| self.index.prefetch_slots(one.hash.identity()));
             some.iter().for_each(|one| cache.prefetch(one.hash));
-            for NewEntry { hash, key, sequence } in some {
+            for NewEntry { hash, sequence } in some {
                 let is_newest = |pending: &Pending| pending.at.sequence == *sequence;
-                let Some((key, pending)) = self.pending.remove_if(*hash, key, is_newest) else { continue };
+                let Some((key, pending)) = self.pending.remove_if(*hash, is_newest) else { continue };
                 self.settle(&key, &pending);
-                match &pending.value {
+                match pending.value {
                     Some(Stored::Plain(value)) if !pending.reaped => {
                         cache.insert_written(pending.hash, pending.at.extent, pending.at.offset, value);
                     }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::request::Request;
 use super::resp::Response;
-use crate::engine::op::{Clock, Reply, WatchedKey};
+use crate::engine::op::{Clock, Direct, DirectReply, Reply, WatchedKey};
 
 /// Names a connection of one server. The generation is never reused, so a late answer finds no wrong connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -56,6 +56,15 @@ pub trait Backend {
     /// Starts a request. For a `Batch` that is not done now, `locked` may be called once its keys are held, before
     /// `complete`.
     fn start(&mut self, connection: ConnectionId, slot: SlotId, request: Request) -> Started;
+    /// Does requests in order, up to the first that can't be answered at once or until `tell`, which has the answers, wants no more.
+    /// Returns how many it did. Only for a connection that is owed nothing: these may overtake what was started and is not done.
+    fn run_at_once(
+        &mut self,
+        _requests: &[Direct<'_>],
+        _tell: &mut dyn FnMut(DirectReply<'_>) -> bool,
+    ) -> usize {
+        0
+    }
     /// Who would have read a connection's replies is gone: what it lists ends, without a reply. Whether there was a listing.
     fn abandon(&mut self, _connection: ConnectionId) -> bool {
         false

@@ -18,9 +18,9 @@ use bytes::{Buf, Bytes, BytesMut};
 use super::backend::{Backend, Completed, ConnectionId, SlotId, Started};
 use super::command::{Call, Local, Plan};
 use super::request::Request;
-use super::resp::{Parsed, RequestLimits, RequestParser, Response, Version};
+use super::resp::{DirectRun, Parsed, RequestLimits, RequestParser, Response, Version, put_bulk};
 use super::session::{Multi, Session, WATCH_COUNT_MAX, acts_inside_multi, size_of};
-use crate::engine::op::Key;
+use crate::engine::op::{DirectReply, Key};
 use crate::limits::{REPLY_BUFFER_SIZE_MAX, REPLY_SLOTS_MAX};
 
 /// Bytes of requests that one connection may have under way.
@@ -242,6 +242,9 @@ impl Connection {
             if !self.may_read_request() {
                 return;
             }
+            if self.run_at_once(backend) {
+                continue;
+            }
             match self.parser.next(&mut self.input) {
                 Ok(Some(Parsed::Command(args))) => {
                     self.command_count += 1;
@@ -267,6 +270,47 @@ impl Connection {
                 }
             }
         }
+    }
+
+    /// Answers the direct requests that the input begins with, as far as that can be done at once. False when none was.
+    fn run_at_once<B: Backend>(&mut self, backend: &mut B) -> bool {
+        // Behind a request that is not answered, the answer would be out of order, and perhaps of a state before it.
+        let is_owed =
+            !self.slots.is_empty() || !self.body.is_empty() || self.out.len() >= self.output_size_max;
+        if is_owed || self.session.multi.is_some() || !self.parser.is_between_requests() {
+            return false;
+        }
+        let Self { input, out, body, output_size_max, reply_size_seen, session, .. } = self;
+        let run = DirectRun::read(input, self.parser.argument_size_max());
+        if run.requests().is_empty() {
+            return false;
+        }
+        let count = backend.run_at_once(run.requests(), &mut |reply| {
+            let size = match reply {
+                DirectReply::Value(value) if value.len() >= BODY_SIZE_MIN => {
+                    begin_body(value.clone(), out, body);
+                    value.len()
+                }
+                DirectReply::Value(value) => {
+                    put_bulk(out, value);
+                    value.len()
+                }
+                DirectReply::Nil => {
+                    Response::Nil.encode(session.version, out);
+                    0
+                }
+                DirectReply::Ok => {
+                    Response::Ok.encode(session.version, out);
+                    0
+                }
+            };
+            *reply_size_seen = size.max(*reply_size_seen - *reply_size_seen / 8);
+            body.is_empty() && out.len() < *output_size_max
+        });
+        let size = run.size_of_first(count);
+        self.command_count += count as u64;
+        self.input.advance(size);
+        count > 0
     }
 
     /// A batch holds its keys: what follows may start, and will queue behind it where it has to.
@@ -333,8 +377,7 @@ impl Connection {
                 self.ready_size -= reply.size();
                 match reply {
                     Response::Bulk(bytes) if bytes.len() >= BODY_SIZE_MIN => {
-                        self.out.extend_from_slice(format!("${}\r\n", bytes.len()).as_bytes());
-                        self.body = bytes;
+                        begin_body(bytes, &mut self.out, &mut self.body);
                     }
                     reply => reply.encode(version, &mut self.out),
                 }
@@ -528,6 +571,12 @@ impl Connection {
         }
         self.request(Request::Batch { commands, watched, exec: true }, cost, Then::Exec(local));
     }
+}
+
+/// Writes what comes before a long reply, which is sent from where it is.
+fn begin_body(bytes: Bytes, out: &mut BytesMut, body: &mut Bytes) {
+    out.extend_from_slice(format!("${}\r\n", bytes.len()).as_bytes());
+    *body = bytes;
 }
 
 /// Gives a large empty buffer back.

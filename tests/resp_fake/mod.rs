@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use basalt::engine::action::{is_expired, keys_of, run_commands};
-use basalt::engine::op::{Clock, Current, Key, KeyEffect, OpError, Reply, WatchedKey};
+use basalt::engine::action::{Action, Expiry, SetReply, is_expired, keys_of, run_commands};
+use basalt::engine::op::{Clock, Current, Direct, DirectReply, Key, KeyEffect, OpError, Reply, WatchedKey};
 use basalt::net::{
     Backend, Completed, Connection, ConnectionId, Request, RequestLimits, Response, SlotId, Started,
 };
@@ -23,6 +23,9 @@ pub struct Fake {
     /// How many of the next requests are refused.
     pub refusals: usize,
     pub started: Vec<Request>,
+    /// Direct requests are answered at once.
+    pub direct: bool,
+    pub direct_count: usize,
 }
 
 impl Fake {
@@ -141,6 +144,39 @@ impl Backend for Fake {
             return Started::Later;
         }
         Started::Now(completed)
+    }
+
+    fn run_at_once(
+        &mut self,
+        requests: &[Direct<'_>],
+        tell: &mut dyn FnMut(DirectReply<'_>) -> bool,
+    ) -> usize {
+        let mut count = 0;
+        let requests = if self.direct { requests } else { &[] };
+        for request in requests {
+            let key = Key::copy_from_slice(request.key());
+            let action = match request {
+                Direct::Get { .. } => Action::Get,
+                Direct::Set { value, .. } => Action::Set {
+                    value: Bytes::copy_from_slice(value),
+                    expiry: Expiry::Clear,
+                    condition: None,
+                    reply: SetReply::Ok,
+                },
+            };
+            count += 1;
+            let more = match self.run(Request::Single { key, action }) {
+                Completed::Reply(Response::Ok) => tell(DirectReply::Ok),
+                Completed::Reply(Response::Nil) => tell(DirectReply::Nil),
+                Completed::Reply(Response::Bulk(value)) => tell(DirectReply::Value(&value)),
+                other => unreachable!("{other:?} for {request:?}"),
+            };
+            if !more {
+                break;
+            }
+        }
+        self.direct_count += count;
+        count
     }
 
     fn info(&mut self, _: &[Bytes]) -> String {

@@ -175,7 +175,7 @@ impl<D: Device> Engine<D> {
                     prepare.frame = appended.frame;
                     prepare.next += 1;
                     let hash = self.shards[at].hash(&key);
-                    self.shards[at].log.note_entry(hash, key.clone(), appended.sequence);
+                    self.shards[at].log.note_entry(hash, appended.sequence);
                     if let Some(hold) = self.batch_holds.get_mut(prepare.hold.0 as usize) {
                         hold.prepared.push((key, effect, appended));
                     }
@@ -269,7 +269,7 @@ impl<D: Device> Engine<D> {
                 self.shards[shard].mark_unknown(key);
             } else if outcome == BatchOutcome::Committed {
                 let hash = self.shards[shard].hash(&key);
-                self.shards[shard].install(hash, key, &effect, appended, true);
+                self.shards[shard].install(hash, key, effect, appended, true);
                 // It may be in the index at once.
                 self.cache.remove(hash);
             }

@@ -57,15 +57,14 @@ impl PendingSet {
         }
     }
 
-    /// Removes a key's state if it is the one that is meant.
+    /// Removes the state at an identity if it is the one that is meant.
     pub(super) fn remove_if(
         &mut self,
         hash: KeyHash,
-        key: &[u8],
         is_meant: impl Fn(&Pending) -> bool,
     ) -> Option<(Key, Pending)> {
         let has = has(hash.identity());
-        let is_it = |one: &(Key, Pending)| has(one) && one.0 == key && is_meant(&one.1);
+        let is_it = |one: &(Key, Pending)| has(one) && is_meant(&one.1);
         let found = self.table.find_entry(hash.upper(), is_it).ok()?;
         Some(found.remove().0)
     }

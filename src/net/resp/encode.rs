@@ -147,7 +147,8 @@ fn put_count(out: &mut BytesMut, kind: u8, count: usize) {
     out.put_slice(b"\r\n");
 }
 
-fn put_bulk(out: &mut BytesMut, bytes: &[u8]) {
+/// Writes a byte string.
+pub fn put_bulk(out: &mut BytesMut, bytes: &[u8]) {
     put_count(out, b'$', bytes.len());
     out.put_slice(bytes);
     out.put_slice(b"\r\n");

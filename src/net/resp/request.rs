@@ -10,6 +10,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use super::inline;
 use crate::engine::action::parse_integer;
 use crate::limits::ARGUMENT_COUNT_MAX;
+use crate::owned::owned;
 
 /// A line (a length, or a request typed by hand) that is longer than this is no line.
 const LINE_SIZE_MAX: usize = 64 << 10;
@@ -28,36 +29,6 @@ const ARGUMENT_OVERHEAD: usize = 16;
 
 /// A command's name that is longer is not kept for the next one.
 const NAME_SIZE_MAX: usize = 16;
-
-/// Short bytes, with how many they are. As the owner of a `Bytes` they lie right behind its counter: one piece of memory, where
-/// a copied slice has two as soon as it is shared.
-struct Short<const N: usize> {
-    size: u8,
-    bytes: [u8; N],
-}
-
-impl<const N: usize> AsRef<[u8]> for Short<N> {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes[..usize::from(self.size)]
-    }
-}
-
-fn short<const N: usize>(from: &[u8]) -> Bytes {
-    let mut bytes = [0; N];
-    bytes[..from.len()].copy_from_slice(from);
-    Bytes::from_owner(Short { size: from.len() as u8, bytes })
-}
-
-/// A copy that may be shared and kept for long.
-fn owned(bytes: &[u8]) -> Bytes {
-    match bytes.len() {
-        0 => Bytes::new(),
-        1..=23 => short::<23>(bytes),
-        24..=55 => short::<55>(bytes),
-        56..=119 => short::<119>(bytes),
-        _ => Bytes::copy_from_slice(bytes),
-    }
-}
 
 /// What a connection is willing to hold for one command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -182,6 +153,16 @@ impl RequestParser {
     /// Bytes of memory that the request being read holds.
     pub fn size(&self) -> usize {
         self.large.capacity() + self.arguments_size + self.arguments.capacity() * size_of::<Bytes>()
+    }
+
+    /// Whether the next byte is the first of a request.
+    pub fn is_between_requests(&self) -> bool {
+        matches!(self.state, State::Start) && self.scanned == 0
+    }
+
+    /// Bytes that one argument may have.
+    pub fn argument_size_max(&self) -> usize {
+        self.limits.argument_size_max
     }
 
     /// Takes bytes that belong to a large or dropped argument straight from the network. Only to be used while the read

@@ -10,7 +10,7 @@ use crate::device::Device;
 use crate::engine::action::Command;
 use crate::engine::batch::Batch;
 use crate::engine::clear::ClearAll;
-use crate::engine::op::{BatchId, Clock, Key, ShardId, ShardOp, WatchedKey};
+use crate::engine::op::{BatchId, Clock, Direct, DirectReply, Key, ShardId, ShardOp, WatchedKey};
 use crate::format::slot::shard_of;
 use crate::limits::NODE_TASKS_MAX;
 use crate::net::resp::Response;
@@ -150,6 +150,17 @@ impl<D: Device> Backend for Core<D> {
                 }
             }
         }
+    }
+
+    fn run_at_once(
+        &mut self,
+        requests: &[Direct<'_>],
+        tell: &mut dyn FnMut(DirectReply<'_>) -> bool,
+    ) -> usize {
+        let shard_count = self.shared.superblock.shard_count;
+        // The engine stops at a shard that is another reactor's.
+        let requests = requests.iter().map(|request| (shard_of(request.key(), shard_count), *request));
+        self.engine.run_at_once(requests, self.clock, tell)
     }
 
     fn abandon(&mut self, connection: ConnectionId) -> bool {
