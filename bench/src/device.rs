@@ -6,10 +6,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use basalt::format::superblock::IndexKind;
-
 use crate::engine::load::{Load, Values, Workload, key_of};
-use crate::engine::ours::{Ours, Start, image};
+use crate::engine::ours::{Ours, Setup, Start, image};
 use crate::report::{Better, Report, Row, Runs};
 use crate::{Failure, Plan, machine, progress};
 
@@ -55,7 +53,7 @@ pub fn run(plan: &Plan, report: &mut Report) -> Result<(), Failure> {
     }
     let values = Values::new(VALUE_SIZE);
     writes_without_collection(plan, report, &directory, &values, size)?;
-    let mut ours = Ours::open(&directory, Start::Format, IndexKind::Hash, 0, values.clone())?;
+    let mut ours = Ours::open(&directory, Setup::plain(Start::Format), values.clone())?;
     let keys = size * 7 / 10 / (VALUE_SIZE as u64 + 64);
     progress("device: loading the engine");
     ours.load(keys, WRITERS)?;
@@ -129,11 +127,11 @@ fn writes_without_collection(
     let mut row = Writes::default();
     for run in 0..plan.runs {
         progress(&format!("device: durable writes, newly formatted, run {} of {}", run + 1, plan.runs));
-        let mut ours = Ours::open(directory, Start::Format, IndexKind::Hash, 0, values.clone())?;
+        let mut ours = Ours::open(directory, Setup::plain(Start::Format), values.clone())?;
         let keys = size / 20 / (VALUE_SIZE as u64 + 64);
         ours.load(keys, WRITERS)?;
         row.run(plan, &mut ours, &raw, keys, run)?;
-        if ours.stats().gc.extents_collected > 0 {
+        if ours.stats()?.gc.extents_collected > 0 {
             report.notes.push(format!("device: garbage was collected in run {} on a new device", run + 1));
         }
     }
@@ -151,7 +149,7 @@ struct Writes {
 
 impl Writes {
     fn run(&mut self, plan: &Plan, ours: &mut Ours, raw: &Path, keys: u64, run: u16) -> Result<(), Failure> {
-        let before = ours.stats();
+        let before = ours.stats()?;
         let load = Load {
             workload: Workload::Overwrite,
             keys,
@@ -160,7 +158,7 @@ impl Writes {
             seed: 1_000 + u64::from(run),
         };
         let tally = ours.run(&load)?;
-        let after = ours.stats();
+        let after = ours.stats()?;
         let at = |quantile| tally.latencies.value_at_quantile(quantile);
         progress(&format!(
             "device: PUT latency p50 {} us, p99 {} us, p99.9 {} us, longest {} us; {} groups, {} flushes, {} MiB moved",

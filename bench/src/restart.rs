@@ -8,11 +8,9 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use basalt::format::superblock::IndexKind;
-
 use crate::device::fio;
 use crate::engine::load::{Load, Values, Workload};
-use crate::engine::ours::{Ours, Start, image};
+use crate::engine::ours::{Ours, Setup, Start, image};
 use crate::engine::resident;
 use crate::report::{Better, Report, Row, Runs};
 use crate::{Failure, Plan, progress};
@@ -61,7 +59,7 @@ pub fn run_task(text: &str) -> Result<(), Failure> {
     let size = (task.keys * 160).max(1 << 30) + 4 * LOG_SIZE;
     let start = if task.phase == Phase::Load { Start::Create(size) } else { Start::Open };
     let begun = Instant::now();
-    let mut ours = Ours::open(&task.directory, start, IndexKind::Hash, 0, values)?;
+    let mut ours = Ours::open(&task.directory, Setup::plain(start), values)?;
     if task.phase != Phase::Load {
         ours.get_one(task.keys - 1)?;
     }
@@ -72,8 +70,8 @@ pub fn run_task(text: &str) -> Result<(), Failure> {
         Phase::Load => ours.load(task.keys, WRITERS)?,
         Phase::Open | Phase::Stop => {}
         Phase::Write => {
-            let until = ours.stats().bytes_written + LOG_SIZE;
-            while ours.stats().bytes_written < until {
+            let until = ours.stats()?.bytes_written + LOG_SIZE;
+            while ours.stats()?.bytes_written < until {
                 overwrite(&mut ours, task.keys)?;
             }
         }
