@@ -157,3 +157,17 @@ fn an_index_that_may_not_grow_takes_no_new_keys_at_once() {
     assert_eq!(put(&mut node, "a", b"2"), Some(Reply::Ok));
     assert_eq!(put(&mut node, "b", b"1"), None);
 }
+
+#[test]
+fn reads_that_are_mostly_in_vain_are_seldom_tried_and_found_again_when_they_are_not() {
+    let disk = disk(6);
+    let mut node = boot(&disk, Durability::Always, 1 << 20);
+    done(&mut node, &disk, set("hot", b"1"));
+    done(&mut node, &disk, set("cold", &[0; 100_000]));
+    assert_eq!(get(&mut node, "hot"), bulk("1"));
+    // A value of this length is not kept when it is written.
+    (0..100).for_each(|_| assert_eq!(get(&mut node, "cold"), None));
+    let tries_until = (1..200).find(|_| get(&mut node, "hot").is_some()).expect("it is tried again");
+    assert!((2..=64).contains(&tries_until), "{tries_until}");
+    (0..100).for_each(|_| assert_eq!(get(&mut node, "hot"), bulk("1")));
+}

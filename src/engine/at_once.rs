@@ -17,6 +17,38 @@ use crate::engine::shard::Lookup;
 use crate::format::record::{Record, RecordType};
 use crate::owned::owned;
 
+/// The most calls in a row that do not try, as a power of two.
+const IN_VAIN_MAX: u32 = 6;
+
+/// Whether reads are worth a try: where they are mostly of records that are not in memory, a try is a look-up for nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Worth {
+    /// Calls in a row that answered nothing.
+    in_vain: u32,
+    /// Calls that do not try before the next one that does.
+    skips: u32,
+}
+
+impl Worth {
+    /// Whether this call tries.
+    fn is_tried(&mut self) -> bool {
+        let is_tried = self.skips == 0;
+        self.skips = self.skips.saturating_sub(1);
+        is_tried
+    }
+
+    /// A read was answered.
+    fn on_answered(&mut self) {
+        self.in_vain = 0;
+    }
+
+    /// The first read of a call was of a record that is not in memory.
+    fn on_in_vain(&mut self) {
+        self.in_vain = (self.in_vain + 1).min(IN_VAIN_MAX);
+        self.skips = (1 << self.in_vain) - 1;
+    }
+}
+
 /// A request that is being tried.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Tried {
@@ -33,7 +65,8 @@ impl<D: Device> Engine<D> {
         clock: Clock,
         mut tell: impl FnMut(DirectReply<'_>) -> bool,
     ) -> usize {
-        if self.stopping {
+        let is_read = requests.clone().next().is_some_and(|(_, request)| request.is_read());
+        if self.stopping || (is_read && !self.worth.is_tried()) {
             return 0;
         }
         self.queue.set_now(clock.monotonic_us);
@@ -54,7 +87,7 @@ impl<D: Device> Engine<D> {
         let mut count = 0;
         for (one, (_, request)) in tried.iter().zip(requests) {
             let told = match request {
-                Direct::Get { key } => self.read_at_once(*one, key, clock, &mut tell),
+                Direct::Get { key } => self.read_at_once(*one, key, clock, count == 0, &mut tell),
                 Direct::Set { key, value } => self.write_at_once(*one, key, value, clock, &mut tell),
             };
             let Some(more) = told else { break };
@@ -72,6 +105,7 @@ impl<D: Device> Engine<D> {
         Tried { at, hash }: Tried,
         key: &[u8],
         clock: Clock,
+        is_first: bool,
         tell: &mut impl FnMut(DirectReply<'_>) -> bool,
     ) -> Option<bool> {
         let waits = self.committer.waits();
@@ -90,8 +124,18 @@ impl<D: Device> Engine<D> {
             }
             Lookup { entry: Some(entry), .. } if entry.is_long => None,
             Lookup { entry: Some(entry), .. } => {
-                let value = self.cache.get_if_here(hash, entry.extent, entry.offset)?;
-                Some(tell(DirectReply::Value(value)))
+                match self.cache.get_if_here(hash, entry.extent, entry.offset) {
+                    Some(value) => {
+                        self.worth.on_answered();
+                        Some(tell(DirectReply::Value(value)))
+                    }
+                    None => {
+                        if is_first {
+                            self.worth.on_in_vain();
+                        }
+                        None
+                    }
+                }
             }
         }
     }

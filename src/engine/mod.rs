@@ -53,7 +53,7 @@ use crate::limits::{CHUNK_SIZE_MAX, ENGINE_OPERATIONS_MAX, VALUE_DEVICE_DIVISOR,
 
 use allocator::Allocator;
 use arrivals::Arrival;
-use at_once::Tried;
+use at_once::{Tried, Worth};
 use cache::RecordCache;
 use checkpoint::{CheckpointStats, Checkpointer};
 use commit::Committer;
@@ -125,6 +125,7 @@ pub struct Engine<D> {
     arrivals: Vec<Arrival>,
     /// Direct requests that are being tried; kept for its memory.
     tried: Vec<Tried>,
+    worth: Worth,
     operations: Slab<Operation>,
     batch_holds: Slab<BatchHold>,
     reads: Slab<ReadJob>,
@@ -193,6 +194,7 @@ impl<D: Device> Engine<D> {
             shard_at,
             arrivals: Vec::new(),
             tried: Vec::new(),
+            worth: Worth::default(),
             operations: Slab::new(),
             batch_holds: Slab::new(),
             reads: Slab::new(),

@@ -262,7 +262,9 @@ impl Worker {
 
     /// Reads: at once what can be, together; the rest as operations.
     fn read(&mut self, reads: &mut Vec<(usize, Next, String)>, ended: &mut Vec<(usize, Outcome)>) {
-        let (shard_count, values) = (self.shard_count, self.values.clone());
+        let Self { engine, values, shard_count, started, .. } = self;
+        let (shard_count, started) = (*shard_count, *started);
+        let mut late = Vec::new();
         let mut rest = &reads[..];
         while !rest.is_empty() {
             let requests = rest.iter().map(|(_, _, key)| {
@@ -270,18 +272,19 @@ impl Worker {
                 (shard_of(key, shard_count), Direct::Get { key })
             });
             let mut asked = rest.iter();
-            let count = self.engine.run_at_once(requests, clock(self.started), |reply| {
+            let count = engine.run_at_once(requests, clock(started), |reply| {
                 if let Some((at, next, _)) = asked.next() {
-                    ended.push((*at, outcome_of(&values, *next, reply)));
+                    ended.push((*at, outcome_of(values, *next, reply)));
                 }
                 true
             });
             if let Some((at, _, key)) = rest.get(count) {
-                self.send_key(Key::copy_from_slice(key.as_bytes()), *at as u64, Action::Get);
+                late.push((*at, Key::copy_from_slice(key.as_bytes())));
             }
             rest = rest.get(count + 1..).unwrap_or_default();
         }
         reads.clear();
+        late.into_iter().for_each(|(at, key)| self.send_key(key, at as u64, Action::Get));
     }
 
     fn check(&self, next: Next, answer: &Answer) -> Result<Outcome, Failure> {
